@@ -1,0 +1,58 @@
+"""List the files of a snapshot.
+
+Usage:
+  enigma ls [options] <snapshot> [<path>]
+
+Options:
+  -l, --long   Mode, owner, size and time as well.
+
+`snapshot` is the beginning of an id, or `latest`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from enigma.cli.context import Args, Context
+from enigma.cli.opening import local_time, reading
+from enigma.cli.output import path_text
+from enigma.errors import EXIT_DONE
+
+
+def run(ctx: Context, args: Args) -> int:
+    from enigma.snapshots.selection import Selection, find_snapshot, selected
+
+    with reading(ctx, "ls") as (repository, session):
+        snapshot = find_snapshot(repository.manifest, args["<snapshot>"])
+        session.reading([snapshot.record.snapshot_id])
+        selection = Selection.from_options(path=args["<path>"], globs=())
+        for entry in selected(repository, snapshot, selection):
+            ctx.output.result(_line(entry) if args["--long"] else path_text(entry.path or b"."), _record(entry))
+    return EXIT_DONE
+
+
+def _line(entry) -> str:
+    import stat
+
+    from enigma.snapshots.selection import STAT_TYPES
+
+    mode = stat.filemode(STAT_TYPES[entry.kind] | entry.mode)
+    owner = f"{entry.user or entry.uid}:{entry.group or entry.gid}"
+    arrow = f" -> {path_text(entry.link)}" if entry.link else ""
+    when = local_time(entry.mtime_ns)
+    return f"{mode}  {owner:<16} {entry.size:>14,}  {when}  {path_text(entry.path or b'.')}{arrow}"
+
+
+def _record(entry) -> dict[str, object]:
+    from enigma.model.entries import Kind
+
+    return {
+        "path": path_text(entry.path),
+        "kind": Kind(entry.kind).name.lower(),
+        "mode": entry.mode,
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "size": entry.size,
+        "mtime_ns": entry.mtime_ns,
+        "link": os.fsdecode(entry.link),
+    }

@@ -1,0 +1,1 @@
+"""Ids, catalog entries and the records inside sealed objects. Imports nothing but the errors."""

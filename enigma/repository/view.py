@@ -1,0 +1,148 @@
+"""The manifest as a view of what the providers hold, brought up to date by listing. FORMAT.md, "Sessions and deletion".
+
+Order matters. Snapshots are listed before indexes: a snapshot seen has all its packs indexed already, so what is
+listed later can only be more. Tombstones are subtracted from everything: a provider back from the dead shows objects
+that were deleted on purpose. Packs are listed last; an indexed pack that no listing shows is not believed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from enigma.errors import FormatUnsupported, IntegrityError, ObjectMissing
+from enigma.manifest import Manifest
+from enigma.model.ids import PackId
+from enigma.model.records import CondemnRecord, IndexRecord, Record, RescueRecord, SnapshotRecord, TombRecord
+from enigma.repository import names
+from enigma.repository.store import ObjectStore
+from workers.objects import ObjectType, PackSet
+
+R = TypeVar("R", bound=Record)
+BACKUP_SETS = (PackSet.BACKUP, PackSet.CATALOG)
+
+
+@dataclass(frozen=True, slots=True)
+class GcFacts:
+    """What garbage collections have stated and sessions have answered."""
+
+    condemned: dict[bytes, frozenset[bytes]]  # condemnation -> packs that nobody rescued from it
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """What a refresh found. `problems` are objects that could not be read, one sentence each."""
+
+    gc: GcFacts
+    fenced: frozenset[bytes]  # session ids
+    entombed: frozenset[str]  # keys
+    problems: tuple[str, ...]
+
+
+class View:
+    """Keeps one manifest in step with one store."""
+
+    def __init__(self, store: ObjectStore, manifest: Manifest) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._tombs: dict[str, TombRecord] = {}
+        self._facts: dict[str, CondemnRecord | RescueRecord] = {}
+        self._problems: list[str] = []
+
+    def refresh(self, *, list_packs: bool = True) -> Refreshed:
+        """Bring the manifest up to date. Raises ProviderError if no provider answers."""
+        self._problems = []
+        entombed = self._read_tombs()
+        fenced = self._fenced()
+        self._refresh_snapshots(entombed, fenced)
+        for pack_set in BACKUP_SETS:
+            self._refresh_indexes(pack_set, entombed)
+        facts = self.gc_facts()
+        if list_packs:
+            for pack_set in BACKUP_SETS:
+                self._mark_packs(pack_set, entombed)
+        self._keep_condemnations(facts)
+        return Refreshed(facts, fenced, entombed, tuple(self._problems))
+
+    def gc_facts(self) -> GcFacts:
+        """Condemnations less the rescues that name them."""
+        self._read_facts()
+        condemned: dict[bytes, set[bytes]] = {}
+        for record in self._facts.values():
+            if isinstance(record, CondemnRecord):
+                condemned.setdefault(record.condemn_id, set()).update(record.pack_ids)
+        for record in self._facts.values():
+            if isinstance(record, RescueRecord) and record.condemn_id in condemned:
+                condemned[record.condemn_id] -= set(record.pack_ids)
+        return GcFacts({condemn_id: frozenset(packs) for condemn_id, packs in condemned.items()})
+
+    def tombs(self) -> dict[str, TombRecord]:
+        """Tombstones read so far, by the key they bury."""
+        return {tomb.key: tomb for tomb in self._tombs.values()}
+
+    def _keep_condemnations(self, facts: GcFacts) -> None:
+        for condemn_id in self._manifest.condemnations().keys() - facts.condemned.keys():
+            self._manifest.clear_condemned(condemn_id)
+        for condemn_id, pack_ids in facts.condemned.items():
+            self._manifest.clear_condemned(condemn_id)
+            self._manifest.set_condemned(condemn_id, pack_ids)
+
+    def _fenced(self) -> frozenset[bytes]:
+        keys = self._store.list(names.FENCES)
+        return frozenset(bytes.fromhex(key[len(names.FENCES) :][:32]) for key in keys)
+
+    def _read_tombs(self) -> frozenset[str]:
+        for key in self._store.list(names.TOMBS).keys() - self._tombs.keys():
+            tomb = self._try_get(key, TombRecord)
+            if tomb is not None:
+                self._tombs[key] = tomb
+        return frozenset(tomb.key for tomb in self._tombs.values())
+
+    def _read_facts(self) -> None:
+        kinds = {ObjectType.CONDEMN: CondemnRecord, ObjectType.RESCUE: RescueRecord}
+        for key in self._store.list(names.GC).keys() - self._facts.keys():
+            kind = kinds.get(names.type_of(key))
+            record = self._try_get(key, kind) if kind else None
+            if record is not None:
+                self._facts[key] = record
+
+    def _refresh_snapshots(self, entombed: frozenset[str], fenced: frozenset[bytes]) -> None:
+        listed = self._store.list(names.SNAPSHOTS).keys() - entombed
+        held = {names.snapshot_key(row.object_id): row for row in self._manifest.snapshots()}
+        for key in held.keys() - listed:
+            self._manifest.drop_snapshot(held[key].object_id)
+        for key in sorted(listed - held.keys()):
+            record = self._try_get(key, SnapshotRecord)
+            if record is not None:
+                void = record.session_id in fenced
+                self._manifest.put_snapshot(names.object_id_of(key), record, void=void)
+        for key in held.keys() & listed:
+            row = held[key]
+            if not row.void and row.record.session_id in fenced:
+                self._manifest.put_snapshot(row.object_id, row.record, void=True)
+
+    def _refresh_indexes(self, pack_set: PackSet, entombed: frozenset[str]) -> None:
+        listed = self._store.list(names.indexes_prefix(pack_set)).keys() - entombed
+        held = {names.index_key(pack_set, index_id) for index_id in self._manifest.index_ids(pack_set)}
+        for key in held - listed:
+            self._manifest.drop_index(names.object_id_of(key))
+        for key in sorted(listed - held):
+            record = self._try_get(key, IndexRecord)
+            if record is not None:
+                self._manifest.add_index(names.object_id_of(key), record)
+
+    def _mark_packs(self, pack_set: PackSet, entombed: frozenset[str]) -> None:
+        listed = self._store.list(names.packs_prefix(pack_set))
+        present = (
+            (PackId(names.object_id_of(key)), info.length_bytes) for key, info in listed.items() if key not in entombed
+        )
+        self._manifest.mark_listing(pack_set, present)
+
+    def _try_get(self, key: str, kind: type[R]) -> R | None:
+        """A record, or None with a problem noted. An object deleted since the listing is no problem."""
+        try:
+            return self._store.get(key, kind)
+        except ObjectMissing:
+            return None
+        except (IntegrityError, FormatUnsupported) as exc:
+            self._problems.append(str(exc))
+            return None

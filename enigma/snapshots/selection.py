@@ -1,0 +1,138 @@
+"""Which snapshot, and which of its entries."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from enigma.errors import SnapshotNotFound, UsageError
+from enigma.manifest import Manifest, Snapshot
+from enigma.model.entries import Entry, Kind
+from enigma.repository.catalog import CatalogReader, Root
+from enigma.repository.repository import Repository
+
+LATEST = "latest"
+
+STAT_TYPES = {
+    Kind.FILE: stat.S_IFREG,
+    Kind.DIRECTORY: stat.S_IFDIR,
+    Kind.SYMLINK: stat.S_IFLNK,
+    Kind.FIFO: stat.S_IFIFO,
+    Kind.SOCKET: stat.S_IFSOCK,
+    Kind.CHARACTER_DEVICE: stat.S_IFCHR,
+    Kind.BLOCK_DEVICE: stat.S_IFBLK,
+}
+
+
+def find_snapshot(manifest: Manifest, name: str, *, void_too: bool = False) -> Snapshot:
+    """By `latest` (complete ones only) or the beginning of an id. Raises SnapshotNotFound, also if ambiguous."""
+    if name == LATEST:
+        complete = [one for one in manifest.snapshots() if one.record.complete and not one.void]
+        if not complete:
+            raise SnapshotNotFound("There is no complete snapshot yet; `enigma backup PATH` makes one.")
+        return complete[-1]
+    snapshot = manifest.snapshot_by_prefix(name.lower())
+    if snapshot.void and not void_too:
+        raise SnapshotNotFound(
+            f"Snapshot {name} is void, because a garbage collection gave its writer up; `enigma verify {name}` "
+            "adopts it if everything it needs is still there."
+        )
+    return snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What `--path` and `--glob` ask for. Empty: everything.
+
+    `prefix` selects an entry and all below it. Each glob is compared with the whole path if it holds a slash, else
+    with the last component; one that matches is enough.
+    """
+
+    prefix: bytes = b""
+    globs: tuple[re.Pattern[bytes], ...] = ()
+    whole_path: tuple[bool, ...] = ()
+
+    @classmethod
+    def from_options(cls, *, path: str | None, globs: Sequence[str]) -> Selection:
+        """Raises UsageError for a path that can't be in a snapshot."""
+        prefix = os.fsencode(path or "").strip(b"/")
+        parts = prefix.split(b"/") if prefix else []
+        if any(part in (b"", b".", b"..") for part in parts):
+            raise UsageError(f"--path takes a path inside the snapshot, such as docs/, not {path}.")
+        patterns = tuple(_compiled(os.fsencode(glob.strip("/"))) for glob in globs)
+        return cls(prefix, patterns, tuple("/" in glob.strip("/") for glob in globs))
+
+    @property
+    def everything(self) -> bool:
+        return not self.prefix and not self.globs
+
+    def matches(self, path: bytes) -> bool:
+        prefix = self.prefix
+        if prefix and path != prefix and not path.startswith(prefix + b"/"):
+            return False
+        if not self.globs:
+            return True
+        name = path.rpartition(b"/")[2]
+        pairs = zip(self.globs, self.whole_path, strict=True)
+        return any(glob.match(path if whole else name) is not None for glob, whole in pairs)
+
+    def is_past(self, path: bytes) -> bool:
+        """Whether, in catalog order, nothing after `path` can be below the prefix any more."""
+        wanted = self.prefix.split(b"/")
+        return bool(self.prefix) and path.split(b"/")[: len(wanted)] > wanted
+
+
+def selected(repository: Repository, snapshot: Snapshot, selection: Selection) -> Iterator[Entry]:
+    """The entries that match, in catalog order; reads only the leaves that may hold them."""
+    record = snapshot.record
+    reader = CatalogReader(Root(record.root, record.root_bytes, record.depth), repository.blobs.get)
+    for entry in reader.entries(selection.prefix):
+        if selection.is_past(entry.path):
+            return
+        if selection.matches(entry.path):
+            yield entry
+
+
+def with_parents(repository: Repository, snapshot: Snapshot, selection: Selection) -> Iterator[Entry]:
+    """As `selected`, each entry after the directories above it, so that a tree can be rebuilt from what comes."""
+    if selection.everything:
+        yield from selected(repository, snapshot, selection)
+        return
+    record = snapshot.record
+    reader = CatalogReader(Root(record.root, record.root_bytes, record.depth), repository.blobs.get)
+    above: list[Entry] = []  # directories on the way to the present path that were not yielded yet
+    emitted: set[bytes] = set()
+    start = selection.prefix
+    if start:
+        parts = start.split(b"/")
+        for count in range(len(parts)):
+            directory = reader.find(b"/".join(parts[:count]))
+            if directory is not None:
+                above.append(directory)
+    for entry in reader.entries(start):
+        if selection.is_past(entry.path):
+            return
+        above = [one for one in above if _is_above(one.path, entry.path)]
+        if selection.matches(entry.path):
+            for directory in above:
+                if directory.path not in emitted:
+                    emitted.add(directory.path)
+                    yield directory
+            if entry.path not in emitted:
+                yield entry
+            if entry.kind == Kind.DIRECTORY:
+                emitted.add(entry.path)
+        if entry.kind == Kind.DIRECTORY and entry.path not in [one.path for one in above]:
+            above.append(entry)
+
+
+def _is_above(directory: bytes, path: bytes) -> bool:
+    return not directory or path.startswith(directory + b"/")
+
+
+def _compiled(glob: bytes) -> re.Pattern[bytes]:
+    return re.compile(fnmatch.translate(glob.decode("latin-1")).encode("latin-1"), re.DOTALL)

@@ -1,0 +1,549 @@
+"""An executable model of FORMAT.md, "Sessions and deletion": who may delete what, when, while machines sleep and crash.
+
+Everything is in memory and nothing waits: a session is a generator, and every `yield` stands for one call to one
+provider. Between two yields a session may be interleaved with any other, sleep for a week, or die. `World.check` is run
+after every step and raises `Violation` at the first lost promise. `Rules` has one switch per rule of the protocol; with
+any one of them off there is a schedule that loses data.
+
+What is abstracted away: encryption, placement (a pack has two whole copies), the catalog (a snapshot is its set of
+chunks), and reading after listing (a listing hands over the bodies).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+Steps = Generator[str, None, Any]
+FAULTS_SURVIVED = 1  # f: what the policy promises to survive
+COPIES = FAULTS_SURVIVED + 1
+SILENCE = 60  # provider time without a heartbeat after which a session may be fenced
+GRACE = 20  # provider time between condemning and sweeping
+DAY = 10_000  # how far a machine's clock may be off
+
+
+class Violation(AssertionError):
+    """A promise of the protocol was broken."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of FORMAT.md, "Sessions and deletion"; each is a switch so that its absence can be shown to hurt."""
+
+    session_object_first: bool = True
+    reads_are_roots: bool = True
+    recheck_after_declaring: bool = True
+    condemn_before_listing_sessions: bool = True
+    skip_packs_of_live_creators: bool = True
+    exists_needs_durable_index: bool = True
+    exists_needs_listing: bool = True
+    exists_excludes_condemned: bool = True
+    inherited_lists_are_tested: bool = True
+    acknowledge_gates_sweep: bool = True
+    rescue_before_acknowledging: bool = True
+    rescue_cancels_only_what_it_names: bool = True
+    grace_by_provider_clock: bool = True
+    all_providers_must_answer: bool = True
+    fresh_mark_before_sweep: bool = True
+    fence_silent_sessions: bool = True
+    relist_after_fence: bool = True
+    fence_check_before_report: bool = True
+    void_until_adopted: bool = True
+    tombstone_before_delete: bool = True
+    tombstone_kept_until_all_listed_without: bool = True
+    metadata_at_f_plus_1: bool = True
+    packs_placed_before_index: bool = True
+    index_before_snapshot: bool = True
+    one_gc_withdraws: bool = True
+    # Found by this model.
+    facts_reach_the_anchor: bool = True
+    forget_spares_what_is_read: bool = True
+    void_is_still_a_root: bool = True
+    rescue_of_a_fenced_session_is_void: bool = True
+
+
+@dataclass(frozen=True)
+class Pack:
+    chunks: frozenset[str]
+    sid: str
+
+
+@dataclass(frozen=True)
+class Index:
+    pack: str
+    chunks: frozenset[str]
+    sid: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    chunks: frozenset[str]
+    sid: str
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """One sessions/<sid>/<n>: what the session reads and which condemnations it has taken in."""
+
+    sid: str
+    n: int
+    reads: frozenset[str]
+    acknowledged: frozenset[str]
+    is_gc: bool
+
+
+@dataclass(frozen=True)
+class Condemn:
+    id: str
+    packs: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Rescue:
+    condemn: str
+    pack: str
+    sid: str
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Closes a condemnation: its gc will delete nothing more under it; what it spared may be trusted again."""
+
+    condemn: str
+    spared: frozenset[str]
+
+
+@dataclass
+class Stored:
+    body: Any
+    modified: int
+    listed_from: int
+    gone_at: int | None = None
+
+
+@dataclass
+class Provider:
+    """Objects under keys. The anchor lists what was put; the others may list late, what came and what went."""
+
+    name: str
+    anchor: bool
+    up: bool = True
+    stored: dict[str, Stored] = field(default_factory=dict)
+
+    def has(self, key: str) -> bool:
+        return key in self.stored and self.stored[key].gone_at is None
+
+    def bodies(self, prefix: str) -> Iterable[tuple[str, Any]]:
+        return [(k, s.body) for k, s in self.stored.items() if s.gone_at is None and k.startswith(prefix)]
+
+
+class World:
+    """Providers, time and what was promised to whom; `check` compares the two."""
+
+    def __init__(self, rules: Rules, rng: Random, lag: int = 0) -> None:
+        self.rules, self.rng, self.lag = rules, rng, lag
+        self.providers = [Provider(f"p{i}", anchor=i == 0) for i in range(COPIES + 1)]
+        self.now = 0
+        self.faults = 0
+        self.ids = 0
+        self.reported: dict[str, Snapshot] = {}
+        self.forgotten: set[str] = set()
+        self.hidden: set[str] = set()  # forgotten and once seen by nobody: may never come back
+        self.reading: dict[str, Snapshot] = {}  # sid -> what a live reader was promised
+        self.born: dict[str, int] = {}  # snapshot -> faults when first committed or reported
+        self.log: list[str] = []
+
+    def new_id(self, kind: str) -> str:
+        self.ids += 1
+        return f"{kind}{self.ids:03d}"
+
+    # What the provider does.
+
+    def put(self, provider: Provider, key: str, body: Any) -> None:
+        late = 0 if provider.anchor or not self.lag else self.rng.randint(0, self.lag)
+        provider.stored.setdefault(key, Stored(body, self.now, self.now + late))
+
+    def delete(self, provider: Provider, key: str) -> None:
+        stored = provider.stored.get(key)
+        if stored is None or stored.gone_at is not None:
+            return
+        late = 0 if provider.anchor or not self.lag else self.rng.randint(0, self.lag)
+        stored.gone_at = self.now + late
+        if not late:
+            del provider.stored[key]
+
+    def listing(self, provider: Provider, prefix: str) -> dict[str, Stored]:
+        for key in [k for k, s in provider.stored.items() if s.gone_at is not None and s.gone_at <= self.now]:
+            del provider.stored[key]
+        return {k: s for k, s in provider.stored.items() if k.startswith(prefix) and s.listed_from <= self.now}
+
+    def wipe(self, provider: Provider) -> None:
+        """The provider is lost, declared lost, and an empty one takes its place: one fault."""
+        provider.stored.clear()
+        self.faults += 1
+        self.log.append(f"wipe {provider.name}")
+
+    # What was promised.
+
+    def everywhere(self, prefix: str) -> dict[str, Any]:
+        return {k: body for p in self.providers for k, body in p.bodies(prefix)}
+
+    def fenced(self, sid: str) -> bool:
+        return any(p.has(f"fence/{sid}") for p in self.providers)
+
+    def tombed(self, key: str) -> bool:
+        return any(p.has(f"tomb/{key}") for p in self.providers)
+
+    def void(self, key: str, snapshot: Snapshot) -> bool:
+        return self.fenced(snapshot.sid) and not any(p.has(f"adopt/{key}") for p in self.providers)
+
+    def silent(self, sid: str) -> bool:
+        beats = [s.modified for p in self.providers for k, s in p.stored.items() if k.startswith(f"sessions/{sid}/")]
+        return not beats or self.now - max(beats) > SILENCE
+
+    def check(self) -> None:
+        """Every promise, after every step."""
+        snapshots = self.everywhere("snapshots/")
+        standing = {k: s for k, s in snapshots.items() if not self.tombed(k)}
+        chunks: set[str] = set()
+        for key, pack in self.everywhere("packs/").items():
+            if not self.tombed(key):
+                chunks |= pack.chunks
+        for key, snapshot in standing.items():
+            if key in self.forgotten and key in self.hidden:
+                raise Violation(f"forgotten {key} came back")
+            if not self.void(key, snapshot) and key not in self.forgotten:
+                self.require(key, snapshot, chunks, "committed")
+        self.hidden |= {k for k in self.forgotten if k not in standing}
+        for key, snapshot in self.reported.items():
+            if key in self.forgotten:
+                continue
+            if key not in standing and self.faults - self.born[key] <= FAULTS_SURVIVED:
+                raise Violation(f"reported {key} is gone")
+            self.require(key, snapshot, chunks, "reported")
+        for sid, snapshot in self.reading.items():
+            if not self.silent(sid) and not snapshot.chunks <= chunks:
+                raise Violation(f"reader {sid} lost {sorted(snapshot.chunks - chunks)}")
+
+    def require(self, key: str, snapshot: Snapshot, chunks: set[str], promise: str) -> None:
+        since = self.born.setdefault(key, self.faults)
+        if self.faults - since <= FAULTS_SURVIVED and not snapshot.chunks <= chunks:
+            raise Violation(f"{promise} {key} lost {sorted(snapshot.chunks - chunks)}")
+
+
+class View:
+    """What one session has listed: the union over providers minus tombstones, and how many copies it saw."""
+
+    def __init__(self) -> None:
+        self.copies: dict[str, set[str]] = {}
+        self.body: dict[str, Any] = {}
+        self.modified: dict[str, int] = {}  # by the anchor's clock
+
+    def add(self, provider: Provider, listing: dict[str, Stored]) -> None:
+        for key, stored in listing.items():
+            self.copies.setdefault(key, set()).add(provider.name)
+            self.body[key] = stored.body
+            if provider.anchor:
+                self.modified[key] = stored.modified
+
+    def standing(self, prefix: str) -> dict[str, Any]:
+        return {k: b for k, b in self.body.items() if k.startswith(prefix) and f"tomb/{k}" not in self.copies}
+
+    def fenced(self, sid: str) -> bool:
+        return f"fence/{sid}" in self.copies
+
+    def void(self, key: str) -> bool:
+        return self.fenced(self.body[key].sid) and f"adopt/{key}" not in self.copies
+
+    def heartbeats(self) -> dict[str, Heartbeat]:
+        """The newest heartbeat of every session that is not fenced."""
+        newest: dict[str, Heartbeat] = {}
+        for beat in self.standing("sessions/").values():
+            if not self.fenced(beat.sid) and (beat.sid not in newest or newest[beat.sid].n < beat.n):
+                newest[beat.sid] = beat
+        return newest
+
+    def condemned(self, rules: Rules) -> set[str]:
+        """Packs no new reference may point into."""
+        rescued = {
+            (r.condemn if rules.rescue_cancels_only_what_it_names else None, r.pack)
+            for r in self.standing("gc/rescue").values()
+            if not (rules.rescue_of_a_fenced_session_is_void and self.fenced(r.sid))
+        }
+        spared = {(s.condemn, p) for s in self.standing("gc/swept").values() for p in s.spared}
+        return {
+            pack
+            for c in self.standing("gc/condemn").values()
+            for pack in c.packs
+            if (c.id, pack) not in spared
+            and (c.id if rules.rescue_cancels_only_what_it_names else None, pack) not in rescued
+        }
+
+
+class Session:
+    """What backup, gc, forget and restore share: an id, a clock, storage calls, heartbeats."""
+
+    is_gc = False
+
+    def __init__(self, world: World, clock_skew: int = 0) -> None:
+        self.world, self.rules, self.skew = world, world.rules, clock_skew
+        self.sid = world.new_id("s")
+        self.beats = 0
+        self.reads: frozenset[str] = frozenset()
+        self.claims: dict[str, str] = {}  # chunk -> the pack this session counts on
+        self.acknowledged: set[str] = set()
+        self.condemned: set[str] = set()
+
+    # Storage calls.
+
+    def put(self, key: str, body: Any) -> Steps:
+        """Metadata: on return durable at f+1 providers, one of them the anchor, which lists it at once."""
+        world, done = self.world, set[str]()
+        order = world.rng.sample(world.providers, len(world.providers))
+        while True:
+            for provider in order:
+                if provider.up and provider.name not in done:
+                    world.put(provider, key, body)
+                    done.add(provider.name)
+                    yield f"put {key} at {provider.name}"
+                    if self.durable(done):
+                        return
+            yield "wait for a provider"
+
+    def durable(self, names: set[str]) -> bool:
+        enough = COPIES if self.rules.metadata_at_f_plus_1 else 1
+        return len(names) >= enough and (not self.rules.facts_reach_the_anchor or "p0" in names)
+
+    def look(self, prefixes: str, view: View | None = None, all_answer: bool = False) -> Steps:
+        """List the prefixes in order at every provider that is up; the anchor, or all of them, must answer."""
+        view = view or View()
+        for prefix in prefixes.split():
+            for provider in self.world.providers:
+                while not provider.up and (provider.anchor or all_answer) and self.rules.all_providers_must_answer:
+                    yield "wait for a provider"
+                if provider.up:
+                    view.add(provider, self.world.listing(provider, prefix))
+                    yield f"list {prefix} at {provider.name}"
+        return view
+
+    def delete(self, key: str) -> Steps:
+        for provider in self.world.providers:
+            if provider.up and key in provider.stored:
+                self.world.delete(provider, key)
+                yield f"delete {key} at {provider.name}"
+
+    def bury(self, key: str) -> Steps:
+        if self.rules.tombstone_before_delete:
+            yield from self.put(f"tomb/{key}", key)
+        yield from self.delete(key)
+
+    # The session object and its heartbeats.
+
+    def declare(self) -> Steps:
+        beat = Heartbeat(self.sid, self.beats, self.reads, frozenset(self.acknowledged), self.is_gc)
+        yield from self.put(f"sessions/{self.sid}/{self.beats}", beat)
+        self.beats += 1
+
+    def heartbeat(self) -> Steps:
+        """Take in condemnations; rescue what this session counts on; only then acknowledge."""
+        view = yield from self.look("gc/ fence/")
+        for fact in view.standing("gc/condemn").values():
+            if fact.id in self.acknowledged:
+                continue
+            if self.rules.rescue_before_acknowledging:
+                for pack in sorted(set(self.claims.values()) & fact.packs & view.condemned(self.rules)):
+                    rescue = Rescue(fact.id, pack, self.sid)
+                    yield from self.put(f"gc/rescue-{self.world.new_id('r')}", rescue)
+            self.acknowledged.add(fact.id)
+        self.condemned |= view.condemned(self.rules)
+        yield from self.declare()
+
+    def end(self) -> Steps:
+        for n in range(self.beats):
+            yield from self.delete(f"sessions/{self.sid}/{n}")
+
+    def place(self, chunks: Iterable[str], wanted: int = COPIES) -> Steps:
+        """Put one pack at its targets; on return it is complete."""
+        key, body, done = f"packs/{self.world.new_id('k')}", Pack(frozenset(chunks), self.sid), set[str]()
+        order = self.world.rng.sample(self.world.providers, len(self.world.providers))
+        self.claims |= {chunk: key for chunk in body.chunks}
+        while len(done) < wanted:
+            for provider in order:
+                if provider.up and provider.name not in done and len(done) < wanted:
+                    self.world.put(provider, key, body)
+                    done.add(provider.name)
+                    yield f"put {key} at {provider.name}"
+            if len(done) < wanted:
+                yield "wait for a provider"
+        return key
+
+    def index(self, pack: str, chunks: Iterable[str]) -> Steps:
+        yield from self.put(f"index/{self.world.new_id('i')}", Index(pack, frozenset(chunks), self.sid))
+
+    def good_packs(self, view: View) -> dict[str, Index]:
+        """Packs that "exists" may point to, by FORMAT.md: durable index, listed with its copies, not condemned."""
+        rules, good = self.rules, dict[str, Index]()
+        for key, index in view.standing("index/").items():
+            durable = self.durable(view.copies[key]) or not rules.exists_needs_durable_index
+            seen = len(view.copies.get(index.pack, ())) >= COPIES or not rules.exists_needs_listing
+            stands = f"tomb/{index.pack}" not in view.copies
+            free = index.pack not in self.condemned or not rules.exists_excludes_condemned
+            if durable and seen and stands and free:
+                good[index.pack] = index
+        return good
+
+    def exists(self, chunk: str, view: View) -> str | None:
+        return next((p for p, index in sorted(self.good_packs(view).items()) if chunk in index.chunks), None)
+
+
+class Backup(Session):
+    """Packs, then index, then snapshot; a success is reported only by a session that nobody has fenced."""
+
+    def __init__(self, world: World, chunks: Iterable[str], clock_skew: int = 0) -> None:
+        super().__init__(world, clock_skew)
+        self.chunks = frozenset(chunks)
+
+    def run(self) -> Steps:
+        rules = self.rules
+        if rules.session_object_first:
+            yield from self.declare()
+        view = yield from self.look("snapshots/ index/ gc/ tomb/ packs/ fence/ adopt/")
+        self.condemned = view.condemned(rules)
+        if not rules.session_object_first:
+            yield from self.declare()
+        parent = yield from self.choose_parent(view)
+        fresh = []
+        for chunk in sorted(self.chunks):
+            if not self.count_on(chunk, parent, view):
+                fresh.append(chunk)
+            if self.world.rng.random() < 0.3:
+                yield from self.heartbeat()
+        yield from self.store(fresh)
+        yield from self.heartbeat()
+        yield from self.commit()
+        yield from self.end()
+
+    def choose_parent(self, view: View) -> Steps:
+        """The newest snapshot that is not void; named first, then looked at again."""
+        rules = self.rules
+        fit = [k for k in view.standing("snapshots/") if not (rules.void_until_adopted and view.void(k))]
+        if not fit:
+            return frozenset()
+        parent = max(fit)
+        self.reads = frozenset({parent})
+        yield from self.declare()
+        if rules.recheck_after_declaring:
+            again = yield from self.look("snapshots/ tomb/")
+            if parent not in again.standing("snapshots/"):
+                return frozenset()
+        return view.body[parent].chunks
+
+    def count_on(self, chunk: str, parent: frozenset[str], view: View) -> bool:
+        """May this chunk be left out, because it is stored already?"""
+        pack = self.exists(chunk, view)
+        if pack is not None:
+            self.claims[chunk] = pack
+            return True
+        return chunk in parent and not self.rules.inherited_lists_are_tested
+
+    def store(self, fresh: list[str]) -> Steps:
+        for start in range(0, len(fresh), 2):
+            part = fresh[start : start + 2]
+            pack = yield from self.place(part)
+            yield from self.index(pack, part)
+
+    def commit(self) -> Steps:
+        key, snapshot = f"snapshots/{self.world.new_id('t')}", Snapshot(self.chunks, self.sid)
+        yield from self.put(key, snapshot)
+        fences = yield from self.look("fence/")
+        if self.rules.fence_check_before_report and fences.fenced(self.sid):
+            return
+        self.world.born.setdefault(key, self.world.faults)
+        self.world.reported[key] = snapshot
+
+
+class Collect(Session):
+    """gc: condemn, wait for time and for evidence, mark afresh, sweep."""
+
+    is_gc = True
+
+    def run(self) -> Steps:
+        yield from self.declare()
+        view = yield from self.survey()
+        victims = self.victims(view)
+        condemn = Condemn(self.world.new_id("c"), frozenset(victims))
+        if victims:
+            yield from self.put(f"gc/condemn-{condemn.id}", condemn)
+            ready = yield from self.wait(condemn)
+            swept = set[str]()
+            if ready:
+                swept = yield from self.sweep(condemn)
+            spared = condemn.packs - swept
+            yield from self.put(f"gc/swept-{condemn.id}", Swept(condemn.id, frozenset(spared)))
+        yield from self.end()
+
+    def survey(self) -> Steps:
+        return (
+            yield from self.look("sessions/ fence/ snapshots/ adopt/ gc/ index/ tomb/ packs/", all_answer=True)
+        )
+
+    def live_chunks(self, view: View) -> set[str]:
+        roots = {k for k in view.standing("snapshots/") if self.rules.void_is_still_a_root or not view.void(k)}
+        if self.rules.reads_are_roots:
+            roots |= {k for b in view.heartbeats().values() for k in b.reads if k in view.body}
+        return {chunk for k in roots for chunk in view.body[k].chunks}
+
+    def victims(self, view: View) -> set[str]:
+        self.condemned = view.condemned(self.rules)
+        alive, live = set(view.heartbeats()), self.live_chunks(view)
+        packs = view.standing("packs/")
+        indexed = {i.pack for i in view.standing("index/").values()}
+        return {
+            k
+            for k, p in packs.items()
+            if not (k in indexed and p.chunks <= live) and not (self.rules.skip_packs_of_live_creators and p.sid in alive)
+        }
+
+    def wait(self, condemn: Condemn) -> Steps:
+        for _ in range(8):
+            yield from self.declare()
+            view = yield from self.look("sessions/ fence/ gc/", all_answer=True)
+            late = [
+                b for s, b in view.heartbeats().items() if s != self.sid and condemn.id not in b.acknowledged
+            ]
+            clock = view.modified[f"sessions/{self.sid}/{self.beats - 1}"]
+            if not self.rules.grace_by_provider_clock:
+                clock = self.world.now + self.skew
+            for beat in late:
+                if clock - view.modified.get(f"sessions/{beat.sid}/{beat.n}", 0) > SILENCE:
+                    yield from self.put(f"fence/{beat.sid}", beat.sid)
+            if not late and clock - view.modified[f"gc/condemn-{condemn.id}"] > GRACE:
+                return True
+        return False
+
+    def sweep(self, condemn: Condemn) -> Steps:
+        view = yield from self.survey()
+        self.condemned = view.condemned(self.rules)
+        mine = condemn.packs & self.condemned
+        live, good = self.live_chunks(view), self.good_packs(view)
+        safe = {chunk for i in good.values() for chunk in i.chunks}
+        indexes = view.standing("index/")
+        mine = {p for p in mine if all(c in safe or c not in live for i in indexes.values() if i.pack == p for c in i.chunks)}
+        for key, index in indexes.items():
+            if index.pack in mine:
+                yield from self.bury(key)
+        for pack in sorted(mine):
+            yield from self.bury(pack)
+        return mine
+
+
+class Forget(Session):
+    def __init__(self, world: World, snapshot: str) -> None:
+        super().__init__(world)
+        self.snapshot = snapshot
+
+    def run(self) -> Steps:
+        self.world.forgotten.add(self.snapshot)
+        yield from self.bury(self.snapshot)

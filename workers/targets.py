@@ -1,0 +1,251 @@
+"""A directory tree that is written to, and nothing outside of it.
+
+Every directory on the way is opened from the one above it, without following links: neither a link that lies in the
+target nor one that the snapshot brought can lead out. A file that replaces another is written under a hidden name
+beside it and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from types import TracebackType
+from typing import Self
+
+from workers.attributes import Attributes, apply, apply_at
+
+OPEN_DIRECTORIES = 128
+BLOCK_BYTES = 4096
+_ZERO_BLOCK = bytes(BLOCK_BYTES)
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+TEMPORARY_PREFIX = b".enigma-"
+
+
+class UnsafeTarget(Exception):
+    """A path that would leave the tree, or something in the tree that must not be replaced."""
+
+
+class TargetTree:
+    """A context manager; holds descriptors of the directories used last. Paths are relative bytes."""
+
+    def __init__(self, root: bytes) -> None:
+        self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directories: OrderedDict[bytes, int] = OrderedDict()
+        self._written: tuple[bytes, int] | None = None
+
+    # ---- looking
+
+    def lstat(self, path: bytes) -> os.stat_result | None:
+        """What is there, or None; None too if a directory on the way is missing or is none."""
+        try:
+            directory_fd, name = self._place(path)
+            return os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as exc:
+            if exc.errno == errno.ELOOP:
+                return None
+            raise
+
+    def exists(self, path: bytes) -> bool:
+        return self.lstat(path) is not None
+
+    # ---- directories and what is not a file
+
+    def make_directory(self, path: bytes, *, replace: bool) -> None:
+        """Make it, or take the one that is there. Something else there is removed if it may be."""
+        directory_fd, name = self._place(path)
+        try:
+            os.mkdir(name, 0o700, dir_fd=directory_fd)
+        except FileExistsError:
+            there = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+            if stat.S_ISDIR(there.st_mode):
+                return
+            if not replace:
+                raise UnsafeTarget("something that is no directory is in the way") from None
+            os.unlink(name, dir_fd=directory_fd)
+            os.mkdir(name, 0o700, dir_fd=directory_fd)
+
+    def set_directory(self, path: bytes, attributes: Attributes) -> list[str]:
+        return apply(self._directory(path), attributes)
+
+    def make_symlink(self, path: bytes, link: bytes, attributes: Attributes) -> list[str]:
+        directory_fd, name = self._cleared(path)
+        os.symlink(link, name, dir_fd=directory_fd)
+        return apply_at(directory_fd, name, stat.S_IFLNK, attributes)
+
+    def make_special(self, path: bytes, kind: int, device: int, attributes: Attributes) -> list[str]:
+        """A fifo, socket or device; `kind` is its S_IF constant."""
+        directory_fd, name = self._cleared(path)
+        os.mknod(name, kind | 0o600, device, dir_fd=directory_fd)
+        return apply_at(directory_fd, name, kind, attributes)
+
+    def make_hard_link(self, path: bytes, existing: bytes, *, replace: bool) -> None:
+        from_fd, from_name = self._place(existing)
+        to_fd, to_name = self._cleared(path) if replace else self._place(path)
+        os.link(from_name, to_name, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
+
+    # ---- files
+
+    def write_whole(
+        self, path: bytes, plain: memoryview, attributes: Attributes, *, sparse: bool = False, replace: bool = False
+    ) -> list[str]:
+        """Create, write, give attributes, close. With `replace` whatever is there stays until this is complete."""
+        directory_fd, name = self._place(path)
+        written = _temporary_name() if replace else name
+        fd = os.open(written, _CREATE_FLAGS, 0o600, dir_fd=directory_fd)
+        try:
+            try:
+                _write(fd, 0, plain, sparse=sparse)
+                if sparse:
+                    os.ftruncate(fd, len(plain))
+                warnings = apply(fd, attributes)
+            finally:
+                os.close(fd)
+            if replace:
+                self._rename(directory_fd, written, name)
+        except BaseException:
+            os.unlink(written, dir_fd=directory_fd)
+            raise
+        return warnings
+
+    def begin_file(self, path: bytes, *, replace: bool) -> bytes:
+        """Create an empty file to be written in parts; return the path to write to."""
+        directory_fd, name = self._place(path)
+        written = _temporary_name() if replace else name
+        os.close(os.open(written, _CREATE_FLAGS, 0o600, dir_fd=directory_fd))
+        return path[: len(path) - len(name)] + written
+
+    def write_part(self, path: bytes, offset: int, plain: memoryview, *, sparse: bool = False) -> None:
+        """Write into a file that was begun. The descriptor of the last one stays open for the next part."""
+        if self._written is None or self._written[0] != path:
+            self._close_written()
+            directory_fd, name = self._place(path)
+            self._written = (path, os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd))
+        _write(self._written[1], offset, plain, sparse=sparse)
+
+    def finish_file(self, path: bytes, temporary: bytes, length_bytes: int, attributes: Attributes) -> list[str]:
+        """Give a begun file its length, attributes and name."""
+        self._close_written()
+        directory_fd, written = self._place(temporary)
+        fd = os.open(written, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+        try:
+            os.ftruncate(fd, length_bytes)
+            warnings = apply(fd, attributes)
+        finally:
+            os.close(fd)
+        if temporary != path:
+            self._rename(directory_fd, written, self._place(path)[1])
+        return warnings
+
+    def remove(self, path: bytes) -> None:
+        """Remove a file that was begun and can't be finished."""
+        self._close_written()
+        directory_fd, name = self._place(path)
+        os.unlink(name, dir_fd=directory_fd)
+
+    def close(self) -> None:
+        self._close_written()
+        while self._directories:
+            os.close(self._directories.popitem()[1])
+        if self._root_fd >= 0:
+            os.close(self._root_fd)
+            self._root_fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # ---- the way down
+
+    def _place(self, path: bytes) -> tuple[int, bytes]:
+        """(descriptor of the directory, last component). Raises UnsafeTarget for a path that is none of ours."""
+        head, _, name = path.rpartition(b"/")
+        if name in (b"", b".", b"..") or b"\0" in name:
+            raise UnsafeTarget("its name is not a plain relative path")
+        return self._directory(head), name
+
+    def _directory(self, path: bytes) -> int:
+        """The directory's descriptor, opened from the deepest one above it that is open already."""
+        known, rest = path, []
+        while known and known not in self._directories:
+            known, _, name = known.rpartition(b"/")
+            rest.append(name)
+        if known:
+            self._directories.move_to_end(known)
+        fd = self._directories[known] if known else self._root_fd
+        for name in reversed(rest):
+            if name in (b"", b".", b".."):
+                raise UnsafeTarget("its path is not a plain relative path")
+            fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=fd)
+            known = known + b"/" + name if known else name
+            self._directories[known] = fd
+            if len(self._directories) > OPEN_DIRECTORIES:
+                os.close(self._directories.popitem(last=False)[1])
+        return fd
+
+    def _cleared(self, path: bytes) -> tuple[int, bytes]:
+        """The place, free of whatever file was there."""
+        directory_fd, name = self._place(path)
+        try:
+            os.unlink(name, dir_fd=directory_fd)
+        except FileNotFoundError:
+            pass
+        except (IsADirectoryError, PermissionError) as exc:
+            if stat.S_ISDIR(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
+                self._remove_empty(directory_fd, name)
+            else:
+                raise exc
+        return directory_fd, name
+
+    def _rename(self, directory_fd: int, written: bytes, name: bytes) -> None:
+        try:
+            os.rename(written, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+        except IsADirectoryError:
+            self._remove_empty(directory_fd, name)
+            os.rename(written, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+
+    @staticmethod
+    def _remove_empty(directory_fd: int, name: bytes) -> None:
+        try:
+            os.rmdir(name, dir_fd=directory_fd)
+        except OSError as exc:
+            raise UnsafeTarget("a directory that is not empty is in the way") from exc
+
+    def _close_written(self) -> None:
+        written, self._written = self._written, None
+        if written is not None:
+            os.close(written[1])
+
+
+def _temporary_name() -> bytes:
+    return TEMPORARY_PREFIX + os.urandom(4).hex().encode()
+
+
+def _write(fd: int, offset: int, plain: memoryview, *, sparse: bool) -> None:
+    """All of it, at the offset; with `sparse` whole blocks of zeros are left out, and stay holes."""
+    for start, end in _data_runs(offset, plain) if sparse else ((0, len(plain)),):
+        at = start
+        while at < end:
+            at += os.pwrite(fd, plain[at:end], offset + at)
+
+
+def _data_runs(offset: int, plain: memoryview) -> list[tuple[int, int]]:
+    """Ranges of `plain` that are not whole zero blocks of the file."""
+    runs: list[tuple[int, int]] = []
+    at = 0
+    while at < len(plain):
+        end = min(len(plain), at + BLOCK_BYTES - (offset + at) % BLOCK_BYTES)
+        is_hole = end - at == BLOCK_BYTES and plain[at:end] == _ZERO_BLOCK
+        if not is_hole:
+            if runs and runs[-1][1] == at:
+                runs[-1] = (runs[-1][0], end)
+            else:
+                runs.append((at, end))
+        at = end
+    return runs
