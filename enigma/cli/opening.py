@@ -22,10 +22,13 @@ def writing(ctx: Context, kind: str) -> Iterator[tuple[Repository, Session]]:
     from enigma.repository.repository import exclusive, open_repository
 
     config = ctx.load_config()
-    with exclusive(config), open_repository(config, ctx.passphrase) as repository:
-        with repository.session(kind) as session:
-            _warn_of_problems(ctx, session)
-            yield repository, session
+    with (
+        exclusive(config),
+        open_repository(config, ctx.passphrase, settle=True) as repository,
+        repository.session(kind) as session,
+    ):
+        _warn_of_problems(ctx, session)
+        yield repository, session
 
 
 @contextmanager
@@ -34,10 +37,13 @@ def reading(ctx: Context, kind: str) -> Iterator[tuple[Repository, Session]]:
     from enigma.repository.repository import exclusive, open_repository
 
     config = ctx.load_config()
-    with exclusive(config), open_repository(config, ctx.passphrase) as repository:
-        with repository.session(kind) as session:
-            _warn_of_problems(ctx, session)
-            yield repository, session
+    with (
+        exclusive(config),
+        open_repository(config, ctx.passphrase) as repository,
+        repository.session(kind) as session,
+    ):
+        _warn_of_problems(ctx, session)
+        yield repository, session
 
 
 @contextmanager

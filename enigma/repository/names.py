@@ -97,3 +97,11 @@ def type_of(key: str) -> ObjectType:
         if key.startswith(prefix):
             return kind
     raise ObjectCorrupt(f"Object {key} has a name that Enigma never gives; move it away.")
+
+
+def generation_of(key: str) -> int:
+    """Of a config's key. Raises ObjectCorrupt for a name Enigma never made."""
+    try:
+        return int(key[len(CONFIGS) :].split("-")[0])
+    except ValueError as exc:
+        raise ObjectCorrupt(f"Object {key} has a name that Enigma never gives; move it away.") from exc

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from enigma.clock import SYSTEM_CLOCK, Clock
-from enigma.config import Config
+from enigma.config import Config, ProviderConfig
 from enigma.errors import (
     ConfigError,
     EnigmaError,
@@ -34,15 +34,17 @@ from enigma.errors import (
 from enigma.keys.local import LocalKeystore
 from enigma.manifest import Manifest
 from enigma.model.ids import ObjectId, ProviderId, RepositoryId
-from enigma.model.records import ChunkerRecord, Placement, ProviderRecord, RepositoryConfig, TombRecord
+from enigma.model.records import RepositoryConfig, TombRecord
 from enigma.providers.base import Provider, fetch
 from enigma.providers.open import open_provider
 from enigma.repository import names
 from enigma.repository.placing import Placer
 from enigma.repository.reading import BlobReader
 from enigma.repository.sessions import Session
+from enigma.repository.settings import first_settings, next_settings
 from enigma.repository.store import ObjectStore, marker_bytes, read_marker
 from enigma.repository.view import View
+from enigma.repository.writing import UNUSED_KEY
 from workers.chunking import ChunkerSpec
 from workers.objects import Header, ObjectType, PackSet
 from workers.owner import PackCheck, RangeRead
@@ -85,15 +87,7 @@ class Repository:
         return Session(kind, self.store, self.manifest, self.view, self.clock)
 
     def newest_config(self) -> RepositoryConfig:
-        """The highest generation that opens; ties go to the smaller id. Raises the reason if none opens."""
-        failure: EnigmaError = RepositoryNotFound("The providers hold no repository configuration.")
-        keys = sorted(self.store.list(names.CONFIGS), key=lambda key: (-int(key[7:15]), key))
-        for key in keys:
-            try:
-                return self.store.get(key, RepositoryConfig)
-            except (IntegrityError, FormatUnsupported, KeyringError) as exc:
-                failure = exc
-        raise failure
+        return newest_config(self.store)
 
     def pack_spec(self, pack_set: PackSet) -> PackSpec:
         """How new packs of a set are made: under the current data key, of a size that grows with the repository."""
@@ -150,8 +144,10 @@ class Repository:
         self.close()
 
 
-def open_repository(config: Config, passphrase: Callable[[], str], *, clock: Clock = SYSTEM_CLOCK) -> Repository:
-    """Open what `init` or `recover` made.
+def open_repository(
+    config: Config, passphrase: Callable[[], bytes], *, settle: bool = False, clock: Clock = SYSTEM_CLOCK
+) -> Repository:
+    """Open what `init` or `recover` made. With `settle`, what the TOML asks for is taken into the sealed config first.
 
     Raises RepositoryNotFound, WrongPassphrase, ProviderError, and ConfigError where a provider is another's.
     """
@@ -162,35 +158,37 @@ def open_repository(config: Config, passphrase: Callable[[], str], *, clock: Clo
         )
     with ExitStack() as undo:
         keystore = undo.enter_context(
-            LocalKeystore.open(
-                config.keyfile_path, passphrase=passphrase(), mlkem_key_path=config.mlkem_key_path
-            )
+            LocalKeystore.open(config.keyfile_path, passphrase=passphrase(), mlkem_key_path=config.mlkem_key_path)
         )
-        providers = undo.enter_context(_opened(config, keystore.repository_id))
         manifest = undo.enter_context(Manifest.open(config.db_path, create=True))
+        unused = settle and manifest.meta_get(UNUSED_KEY) == b"1"
+        places = undo.enter_context(_places(config, keystore.repository_id, create=unused))
+        if settle:
+            _settle(config, keystore, manifest, places, clock)
+        providers = {place.provider_id: place.provider for place in places if place.ours}
+        if not providers:
+            raise _no_repository(places)
         repository = Repository(config, keystore, providers, manifest, clock)
         undo.pop_all()
         return repository
 
 
 def create_repository(
-    config: Config, passphrase: Callable[[], str], *, allow_weak: bool = False, clock: Clock = SYSTEM_CLOCK
+    config: Config, passphrase: Callable[[], bytes], *, allow_weak: bool = False, clock: Clock = SYSTEM_CLOCK
 ) -> RepositoryId:
     """Make a repository at the configured providers, every one of which must answer and be empty.
 
     The order makes a crash harmless: marker, keys (read back), and last the config, without which nothing opens.
     """
-    if config.keyfile_path.exists():
-        raise RepositoryExists(
-            f"There is a keystore at {config.keyfile_path} already; use another --config-dir, or move it away."
-        )
-    if config.db_path.exists():
-        raise RepositoryExists(f"There is a manifest at {config.db_path} already; move it away first.")
+    for path, what in ((config.keyfile_path, "keystore"), (config.db_path, "manifest")):
+        if path.exists():
+            raise RepositoryExists(f"There is a {what} at {path} already; use another --config-dir, or move it away.")
+    repository_id = RepositoryId.random()
     with ExitStack() as undo:
-        raw = [undo.enter_context(open_provider(settings, create=True)) for settings in config.providers]
-        for provider in raw:
-            _check_empty(provider)
-        repository_id = RepositoryId.random()
+        for settings in config.providers:
+            with open_provider(settings, create=True) as provider:
+                _check_empty(provider)
+        places = undo.enter_context(_places(config, repository_id, create=True))
         config.keyfile_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         keystore = undo.enter_context(
             LocalKeystore.create(
@@ -201,15 +199,61 @@ def create_repository(
                 allow_weak=allow_weak,
             )
         )
-        providers = {ProviderId.random(): provider for provider in raw}
-        for provider_id, provider in providers.items():
-            provider.put(names.MARKER, memoryview(marker_bytes(repository_id, provider_id)), if_absent=True)
-        store = ObjectStore(repository_id, providers, keystore)
-        put_keys(store, keystore)
-        record = _first_config(config, list(providers), clock.wall_ns())
-        store.put(names.config_key(record.generation, ObjectId.random()), record)
-        undo.enter_context(Manifest.open(config.db_path, create=True))
-        return repository_id
+        manifest = undo.enter_context(Manifest.open(config.db_path, create=True))
+        manifest.meta_put(UNUSED_KEY, b"1")
+        _found(config, keystore, places, clock)
+    return repository_id
+
+
+def _found(config: Config, keystore: LocalKeystore, places: list[_Place], clock: Clock) -> None:
+    """Put the first objects of a repository at providers that hold nothing yet."""
+    for place in places:
+        _mark(place, keystore.repository_id)
+    store = ObjectStore(keystore.repository_id, {place.provider_id: place.provider for place in places}, keystore)
+    put_keys(store, keystore)
+    record = first_settings(config, _configs(places), clock.wall_ns())
+    store.put(names.config_key(record.generation, ObjectId.random()), record)
+
+
+def _settle(
+    config: Config, keystore: LocalKeystore, manifest: Manifest, places: list[_Place], clock: Clock
+) -> None:
+    """Take what the TOML says into the sealed config, as far as that is still to be had."""
+    ours = {place.provider_id: place.provider for place in places if place.ours}
+    fresh = [place for place in places if not place.ours]
+    for place in fresh:
+        _check_empty(place.provider)
+    if not ours:
+        if manifest.meta_get(UNUSED_KEY) != b"1":
+            raise _no_repository(places)
+        _found(config, keystore, places, clock)
+        return
+    store = ObjectStore(keystore.repository_id, ours, keystore)
+    current = newest_config(store)
+    has_snapshots = bool(store.list(names.SNAPSHOTS))
+    record = next_settings(current, config, _configs(places), clock.wall_ns(), has_snapshots=has_snapshots)
+    if record is None:
+        return
+    for place in fresh:
+        _mark(place, keystore.repository_id)
+    store = ObjectStore(keystore.repository_id, {place.provider_id: place.provider for place in places}, keystore)
+    put_keys(store, keystore)
+    store.put_everywhere(names.config_key(record.generation, ObjectId.random()), record)
+    manifest.audit("config", f"generation {record.generation}", ", ".join(one.name for one in record.providers))
+
+
+def newest_config(store: ObjectStore) -> RepositoryConfig:
+    """The highest generation that opens; ties go to the smaller id. Raises the reason if none opens."""
+    failure: EnigmaError = RepositoryNotFound(
+        "The providers hold no repository configuration; an `enigma init` may have been interrupted: empty the place "
+        "and run it again."
+    )
+    for key in sorted(store.list(names.CONFIGS), key=lambda key: (-names.generation_of(key), key)):
+        try:
+            return store.get(key, RepositoryConfig)
+        except (IntegrityError, FormatUnsupported, KeyringError) as exc:
+            failure = exc
+    raise failure
 
 
 def put_keys(store: ObjectStore, keystore: LocalKeystore) -> None:
@@ -222,7 +266,7 @@ def put_keys(store: ObjectStore, keystore: LocalKeystore) -> None:
                 raise ProviderUnavailable(f"Provider {provider.name} does not give back the key copy {key}; try again.")
 
 
-def recover_keystore(config: Config, passphrase: Callable[[], str]) -> None:
+def recover_keystore(config: Config, passphrase: Callable[[], bytes]) -> None:
     """Rebuild the local keystore from the providers' copies. The passphrase (and the separate key file) opens it."""
     with ExitStack() as undo:
         objects: dict[str, bytes] = {}
@@ -261,26 +305,49 @@ def exclusive(config: Config) -> Iterator[None]:
         os.close(fd)
 
 
+@dataclass(slots=True)
+class _Place:
+    """A configured provider: `ours` if its marker says so, else new and without a marker."""
+
+    config: ProviderConfig
+    provider: Provider
+    provider_id: ProviderId
+    ours: bool
+
+
 @contextmanager
-def _opened(config: Config, repository_id: RepositoryId) -> Iterator[dict[ProviderId, Provider]]:
-    """Every configured provider by its stable id, checked to be this repository's."""
+def _places(config: Config, repository_id: RepositoryId, *, create: bool = False) -> Iterator[list[_Place]]:
+    """Every configured provider, opened. Raises ConfigError for one that is another repository's."""
     with ExitStack() as undo:
-        providers: dict[ProviderId, Provider] = {}
+        places = []
         for settings in config.providers:
-            provider = undo.enter_context(open_provider(settings))
+            provider = undo.enter_context(open_provider(settings, create=create))
             try:
                 owner_id, provider_id = read_marker(provider)
-            except ObjectMissing as exc:
-                raise RepositoryNotFound(
-                    f"Provider {settings.name} ({settings.bucket}) holds no repository; check `bucket`, "
-                    "or run `enigma init`."
-                ) from exc
+            except ObjectMissing:
+                places.append(_Place(settings, provider, ProviderId.random(), ours=False))
+                continue
             if owner_id != repository_id:
                 raise ConfigError(
                     f"Provider {settings.name} ({settings.bucket}) belongs to another repository; check `bucket`."
                 )
-            providers[provider_id] = provider
-        yield providers
+            places.append(_Place(settings, provider, provider_id, ours=True))
+        yield places
+
+
+def _configs(places: list[_Place]) -> dict[ProviderId, ProviderConfig]:
+    return {place.provider_id: place.config for place in places}
+
+
+def _mark(place: _Place, repository_id: RepositoryId) -> None:
+    marker = marker_bytes(repository_id, place.provider_id)
+    place.provider.put(names.MARKER, memoryview(marker), if_absent=True)
+    place.ours = True
+
+
+def _no_repository(places: list[_Place]) -> RepositoryNotFound:
+    where = ", ".join(f"{place.config.name} ({place.config.bucket})" for place in places)
+    return RepositoryNotFound(f"There is no repository at {where}; check `bucket`, or run `enigma init`.")
 
 
 def _check_empty(provider: Provider) -> None:
@@ -296,44 +363,6 @@ def _holds(provider: Provider, key: str, data: bytes) -> bool:
         return fetch(provider, key, limit_bytes=KEY_OBJECT_LIMIT_BYTES) == data
     except ObjectMissing:
         return False
-
-
-def _first_config(config: Config, provider_ids: list[ProviderId], now_ns: int) -> RepositoryConfig:
-    providers = tuple(
-        ProviderRecord(
-            provider_id=provider_id,
-            name=settings.name,
-            type=settings.type,
-            bucket=settings.bucket,
-            region=settings.region,
-            endpoint_url=settings.endpoint_url,
-            weight=settings.weight,
-        )
-        for provider_id, settings in zip(provider_ids, config.providers, strict=True)
-    )
-    return RepositoryConfig(
-        generation=1,
-        created_ns=now_ns,
-        chunker=_new_chunker(config),
-        placement=Placement(kind=config.distribution),
-        providers=providers,
-    )
-
-
-def _new_chunker(config: Config) -> ChunkerRecord:
-    """The configured chunker with a fresh secret seed: 48 bits, not zero (the library takes no more)."""
-    strategy = config.chunk_strategy
-    if strategy.kind == "Cdc":
-        spec = ChunkerSpec.fastcdc(strategy.target_bytes, 1 + secrets.randbelow((1 << 48) - 1))
-    else:
-        spec = ChunkerSpec.fixed(strategy.target_bytes)
-    return ChunkerRecord(
-        kind=spec.kind,
-        min_bytes=spec.min_bytes,
-        target_bytes=spec.target_bytes,
-        max_bytes=spec.max_bytes,
-        seed=spec.seed,
-    )
 
 
 def this_host(config: Config) -> str:

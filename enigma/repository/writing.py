@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 INDEX_RECORDS_BYTES = 8 << 20  # an index object is written when the tables it repeats reach this
 CATALOG_LEVEL = 3
+UNUSED_KEY = "unused"  # in the manifest: b"1" while the repository has never held a snapshot
 
 
 class Writer:
@@ -112,6 +113,7 @@ class Writer:
         self._repository.store.put(names.snapshot_key(object_id), record)
         self._session.check_fences()
         self._manifest.put_snapshot(object_id, record, void=False)
+        self._manifest.meta_put(UNUSED_KEY, b"0")
         return object_id
 
     def _write_index(self, pack_set: PackSet, packs: list[IndexedPack]) -> None:

@@ -62,6 +62,8 @@ class Rules:
     forget_spares_what_is_read: bool = True
     void_is_still_a_root: bool = True
     rescue_of_a_fenced_session_is_void: bool = True
+    mark_lists_sessions_last: bool = True
+    tombstone_outlives_writer: bool = True
 
 
 @dataclass(frozen=True)
@@ -150,14 +152,18 @@ class World:
         self.ids = 0
         self.reported: dict[str, Snapshot] = {}
         self.forgotten: set[str] = set()
-        self.hidden: set[str] = set()  # forgotten and once seen by nobody: may never come back
+        self.gone: set[str] = set()  # forget has reported success: may never come back
         self.reading: dict[str, Snapshot] = {}  # sid -> what a live reader was promised
-        self.born: dict[str, int] = {}  # snapshot -> faults when first committed or reported
+        self.born: dict[str, int] = {}  # snapshot -> faults when its session began
         self.log: list[str] = []
 
     def new_id(self, kind: str) -> str:
         self.ids += 1
         return f"{kind}{self.ids:03d}"
+
+    def session_id(self) -> str:
+        """Random, so that which of two gcs has the higher id says nothing about which came first."""
+        return f"s{self.rng.randrange(1000):03d}.{self.new_id('')}"
 
     # What the provider does.
 
@@ -199,6 +205,14 @@ class World:
     def void(self, key: str, snapshot: Snapshot) -> bool:
         return self.fenced(snapshot.sid) and not any(p.has(f"adopt/{key}") for p in self.providers)
 
+    def fenced_before(self, session: Session, key: str) -> bool:
+        """Was the snapshot void already when the session began?"""
+        snapshot = self.everywhere("snapshots/").get(key)
+        if snapshot is None or not self.void(key, snapshot):
+            return False
+        anchor = self.providers[0].stored.get(f"fence/{snapshot.sid}")
+        return anchor is not None and anchor.modified < session.began
+
     def silent(self, sid: str) -> bool:
         beats = [s.modified for p in self.providers for k, s in p.stored.items() if k.startswith(f"sessions/{sid}/")]
         return not beats or self.now - max(beats) > SILENCE
@@ -212,23 +226,24 @@ class World:
             if not self.tombed(key):
                 chunks |= pack.chunks
         for key, snapshot in standing.items():
-            if key in self.forgotten and key in self.hidden:
+            if key in self.gone:
                 raise Violation(f"forgotten {key} came back")
             if not self.void(key, snapshot) and key not in self.forgotten:
                 self.require(key, snapshot, chunks, "committed")
-        self.hidden |= {k for k in self.forgotten if k not in standing}
         for key, snapshot in self.reported.items():
             if key in self.forgotten:
                 continue
             if key not in standing and self.faults - self.born[key] <= FAULTS_SURVIVED:
                 raise Violation(f"reported {key} is gone")
             self.require(key, snapshot, chunks, "reported")
-        for sid, snapshot in self.reading.items():
-            if not self.silent(sid) and not snapshot.chunks <= chunks:
+        for sid, snapshot in list(self.reading.items()):
+            if self.silent(sid):
+                del self.reading[sid]  # slept too long: it may be fenced, and must start again
+            elif not snapshot.chunks <= chunks:
                 raise Violation(f"reader {sid} lost {sorted(snapshot.chunks - chunks)}")
 
     def require(self, key: str, snapshot: Snapshot, chunks: set[str], promise: str) -> None:
-        since = self.born.setdefault(key, self.faults)
+        since = self.born[key]
         if self.faults - since <= FAULTS_SURVIVED and not snapshot.chunks <= chunks:
             raise Violation(f"{promise} {key} lost {sorted(snapshot.chunks - chunks)}")
 
@@ -239,14 +254,13 @@ class View:
     def __init__(self) -> None:
         self.copies: dict[str, set[str]] = {}
         self.body: dict[str, Any] = {}
-        self.modified: dict[str, int] = {}  # by the anchor's clock
+        self.modified: dict[str, int] = {}  # Last-Modified by the providers' clock, never a machine's
 
     def add(self, provider: Provider, listing: dict[str, Stored]) -> None:
         for key, stored in listing.items():
             self.copies.setdefault(key, set()).add(provider.name)
             self.body[key] = stored.body
-            if provider.anchor:
-                self.modified[key] = stored.modified
+            self.modified[key] = stored.modified
 
     def standing(self, prefix: str) -> dict[str, Any]:
         return {k: b for k, b in self.body.items() if k.startswith(prefix) and f"tomb/{k}" not in self.copies}
@@ -289,7 +303,8 @@ class Session:
 
     def __init__(self, world: World, clock_skew: int = 0) -> None:
         self.world, self.rules, self.skew = world, world.rules, clock_skew
-        self.sid = world.new_id("s")
+        self.sid = world.session_id()
+        self.faults_at_start, self.began = world.faults, world.now
         self.beats = 0
         self.reads: frozenset[str] = frozenset()
         self.claims: dict[str, str] = {}  # chunk -> the pack this session counts on
@@ -364,6 +379,23 @@ class Session:
         for n in range(self.beats):
             yield from self.delete(f"sessions/{self.sid}/{n}")
 
+    def name_one(self, view: View) -> Steps:
+        """The newest snapshot that is not void; named first, then looked at again; None if there is none."""
+        rules = self.rules
+        fit = [k for k in view.standing("snapshots/") if not (rules.void_until_adopted and view.void(k))]
+        if not fit:
+            return None
+        key = max(fit)
+        if self.world.fenced_before(self, key):
+            raise Violation(f"{self.sid} reads the void {key}")
+        self.reads = frozenset({key})
+        yield from self.declare()
+        if rules.recheck_after_declaring:
+            again = yield from self.look("snapshots/ tomb/")
+            if key not in again.standing("snapshots/"):
+                return None
+        return key
+
     def place(self, chunks: Iterable[str], wanted: int = COPIES) -> Steps:
         """Put one pack at its targets; on return it is complete."""
         key, body, done = f"packs/{self.world.new_id('k')}", Pack(frozenset(chunks), self.sid), set[str]()
@@ -404,6 +436,7 @@ class Backup(Session):
     def __init__(self, world: World, chunks: Iterable[str], clock_skew: int = 0) -> None:
         super().__init__(world, clock_skew)
         self.chunks = frozenset(chunks)
+        self.unindexed: list[tuple[str, list[str]]] = []
 
     def run(self) -> Steps:
         rules = self.rules
@@ -427,123 +460,286 @@ class Backup(Session):
 
     def choose_parent(self, view: View) -> Steps:
         """The newest snapshot that is not void; named first, then looked at again."""
-        rules = self.rules
-        fit = [k for k in view.standing("snapshots/") if not (rules.void_until_adopted and view.void(k))]
-        if not fit:
-            return frozenset()
-        parent = max(fit)
-        self.reads = frozenset({parent})
-        yield from self.declare()
-        if rules.recheck_after_declaring:
-            again = yield from self.look("snapshots/ tomb/")
-            if parent not in again.standing("snapshots/"):
-                return frozenset()
-        return view.body[parent].chunks
+        parent = yield from self.name_one(view)
+        return frozenset() if parent is None else view.body[parent].chunks
 
     def count_on(self, chunk: str, parent: frozenset[str], view: View) -> bool:
         """May this chunk be left out, because it is stored already?"""
         pack = self.exists(chunk, view)
+        if pack is None and chunk in parent and not self.rules.inherited_lists_are_tested:
+            pack = next((i.pack for i in view.standing("index/").values() if chunk in i.chunks), "unknown")
         if pack is not None:
             self.claims[chunk] = pack
-            return True
-        return chunk in parent and not self.rules.inherited_lists_are_tested
+        return pack is not None
 
     def store(self, fresh: list[str]) -> Steps:
         for start in range(0, len(fresh), 2):
             part = fresh[start : start + 2]
-            pack = yield from self.place(part)
-            yield from self.index(pack, part)
+            pack = yield from self.place(part, COPIES if self.rules.packs_placed_before_index else 1)
+            if self.rules.index_before_snapshot:
+                yield from self.index(pack, part)
+            else:
+                self.unindexed.append((pack, part))
 
     def commit(self) -> Steps:
+        """The snapshot is the commit point for readers; the fence check after it is the one for the user."""
         key, snapshot = f"snapshots/{self.world.new_id('t')}", Snapshot(self.chunks, self.sid)
+        self.world.born[key] = self.faults_at_start
         yield from self.put(key, snapshot)
         fences = yield from self.look("fence/")
         if self.rules.fence_check_before_report and fences.fenced(self.sid):
             return
-        self.world.born.setdefault(key, self.world.faults)
         self.world.reported[key] = snapshot
+        for pack, part in self.unindexed:
+            yield from self.index(pack, part)
 
 
-class Collect(Session):
-    """gc: condemn, wait for time and for evidence, mark afresh, sweep."""
-
-    is_gc = True
+class Restore(Session):
+    """A reader: names the snapshot, looks again whether it stands, reads for a while with heartbeats."""
 
     def run(self) -> Steps:
-        yield from self.declare()
-        view = yield from self.survey()
-        victims = self.victims(view)
-        condemn = Condemn(self.world.new_id("c"), frozenset(victims))
-        if victims:
-            yield from self.put(f"gc/condemn-{condemn.id}", condemn)
-            ready = yield from self.wait(condemn)
-            swept = set[str]()
-            if ready:
-                swept = yield from self.sweep(condemn)
-            spared = condemn.packs - swept
-            yield from self.put(f"gc/swept-{condemn.id}", Swept(condemn.id, frozenset(spared)))
-        yield from self.end()
-
-    def survey(self) -> Steps:
-        return (
-            yield from self.look("sessions/ fence/ snapshots/ adopt/ gc/ index/ tomb/ packs/", all_answer=True)
-        )
-
-    def live_chunks(self, view: View) -> set[str]:
-        roots = {k for k in view.standing("snapshots/") if self.rules.void_is_still_a_root or not view.void(k)}
-        if self.rules.reads_are_roots:
-            roots |= {k for b in view.heartbeats().values() for k in b.reads if k in view.body}
-        return {chunk for k in roots for chunk in view.body[k].chunks}
-
-    def victims(self, view: View) -> set[str]:
-        self.condemned = view.condemned(self.rules)
-        alive, live = set(view.heartbeats()), self.live_chunks(view)
-        packs = view.standing("packs/")
-        indexed = {i.pack for i in view.standing("index/").values()}
-        return {
-            k
-            for k, p in packs.items()
-            if not (k in indexed and p.chunks <= live) and not (self.rules.skip_packs_of_live_creators and p.sid in alive)
-        }
-
-    def wait(self, condemn: Condemn) -> Steps:
-        for _ in range(8):
+        if self.rules.session_object_first:
             yield from self.declare()
-            view = yield from self.look("sessions/ fence/ gc/", all_answer=True)
-            late = [
-                b for s, b in view.heartbeats().items() if s != self.sid and condemn.id not in b.acknowledged
-            ]
-            clock = view.modified[f"sessions/{self.sid}/{self.beats - 1}"]
-            if not self.rules.grace_by_provider_clock:
-                clock = self.world.now + self.skew
-            for beat in late:
-                if clock - view.modified.get(f"sessions/{beat.sid}/{beat.n}", 0) > SILENCE:
-                    yield from self.put(f"fence/{beat.sid}", beat.sid)
-            if not late and clock - view.modified[f"gc/condemn-{condemn.id}"] > GRACE:
-                return True
-        return False
-
-    def sweep(self, condemn: Condemn) -> Steps:
-        view = yield from self.survey()
-        self.condemned = view.condemned(self.rules)
-        mine = condemn.packs & self.condemned
-        live, good = self.live_chunks(view), self.good_packs(view)
-        safe = {chunk for i in good.values() for chunk in i.chunks}
-        indexes = view.standing("index/")
-        mine = {p for p in mine if all(c in safe or c not in live for i in indexes.values() if i.pack == p for c in i.chunks)}
-        for key, index in indexes.items():
-            if index.pack in mine:
-                yield from self.bury(key)
-        for pack in sorted(mine):
-            yield from self.bury(pack)
-        return mine
+        view = yield from self.look("snapshots/ tomb/ fence/ adopt/")
+        key = yield from self.name_one(view)
+        if key is not None:
+            self.world.reading[self.sid] = view.body[key]
+            for _ in range(3):
+                yield from self.heartbeat()
+            self.world.reading.pop(self.sid, None)
+        yield from self.end()
 
 
 class Forget(Session):
+    """Tombstone, then delete; an object that a live session reads is left for a later gc to delete."""
+
     def __init__(self, world: World, snapshot: str) -> None:
         super().__init__(world)
         self.snapshot = snapshot
 
     def run(self) -> Steps:
         self.world.forgotten.add(self.snapshot)
-        yield from self.bury(self.snapshot)
+        if self.rules.tombstone_before_delete:
+            yield from self.put(f"tomb/{self.snapshot}", self.snapshot)
+        view = yield from self.look("sessions/ fence/")
+        read = {key for beat in view.heartbeats().values() for key in beat.reads}
+        if not self.rules.forget_spares_what_is_read or self.snapshot not in read:
+            yield from self.delete(self.snapshot)
+        self.world.gone.add(self.snapshot)
+
+
+class Collect(Session):
+    """gc: condemn, wait for time and for evidence, mark afresh, rewrite what lives, sweep."""
+
+    is_gc = True
+
+    def run(self) -> Steps:
+        yield from self.declare()
+        view = yield from self.survey()
+        if not (yield from self.alone(view)):
+            yield from self.end()
+            return
+        condemn = Condemn(self.world.new_id("c"), frozenset(self.victims(view)))
+        if not self.rules.condemn_before_listing_sessions:
+            self.known = set(view.heartbeats())
+        yield from self.put(f"gc/condemn-{condemn.id}", condemn)
+        swept = set[str]()
+        if (yield from self.evidence(condemn)):
+            swept = yield from self.sweep(condemn, view)
+        yield from self.put(f"gc/swept-{condemn.id}", Swept(condemn.id, condemn.packs - swept))
+        yield from self.end()
+
+    def survey(self) -> Steps:
+        """One mark's worth of lists. Sessions before snapshots: one that ends has put its snapshot. Sessions again
+        after tombstones: a reader that found no tombstone had named its snapshot before."""
+        order = "sessions/ fence/ snapshots/ adopt/ gc/ index/ tomb/ packs/"
+        last = " sessions/" if self.rules.mark_lists_sessions_last else ""
+        return (yield from self.look(order + last, all_answer=True))
+
+    def alone(self, view: View) -> Steps:
+        """Fence silent gcs; withdraw if a live one has a lower id."""
+        for beat in view.heartbeats().values():
+            if beat.is_gc and beat.sid != self.sid and self.rules.one_gc_withdraws:
+                if self.age(view, f"sessions/{beat.sid}/{beat.n}") > SILENCE:
+                    yield from self.put(f"fence/{beat.sid}", beat.sid)
+                elif beat.sid < self.sid:
+                    return False
+        return True
+
+    def age(self, view: View, key: str) -> int:
+        """By the provider's clock: against this session's own newest object."""
+        clock = view.modified.get(f"sessions/{self.sid}/{self.beats - 1}", 0)
+        if not self.rules.grace_by_provider_clock:
+            clock = self.world.now + self.skew
+        return clock - view.modified.get(key, 0)
+
+    def roots(self, view: View) -> set[str]:
+        roots = {k for k in view.standing("snapshots/") if self.rules.void_is_still_a_root or not view.void(k)}
+        if self.rules.reads_are_roots:
+            roots |= self.read(view)
+        return roots
+
+    def read(self, view: View) -> set[str]:
+        return {k for beat in view.heartbeats().values() for k in beat.reads if k in view.body}
+
+    def live_chunks(self, view: View) -> set[str]:
+        return {chunk for k in self.roots(view) for chunk in view.body[k].chunks}
+
+    def victims(self, view: View) -> set[str]:
+        """Packs that are unindexed, or hold something dead, or only what other kept packs hold too."""
+        self.condemned = view.condemned(self.rules)
+        alive, live, kept = set(view.heartbeats()), self.live_chunks(view), set[str]()
+        packs, good, victims = sorted(view.standing("packs/").items()), self.good_packs(view), set[str]()
+        self.world.rng.shuffle(packs)
+        for key, pack in packs:
+            if self.rules.skip_packs_of_live_creators and pack.sid in alive:
+                kept |= pack.chunks
+            elif key in good and pack.chunks <= live and not pack.chunks <= kept:
+                kept |= pack.chunks
+            else:
+                victims.add(key)
+        return victims
+
+    def evidence(self, condemn: Condemn) -> Steps:
+        """Wait until grace is over and every live session has acknowledged; fence the silent; False: gave up."""
+        rules = self.rules
+        for _ in range(8):
+            self.early = yield from self.look("snapshots/ adopt/", all_answer=True)
+            yield from self.declare()
+            view = yield from self.look("sessions/ fence/ gc/", all_answer=True)
+            if not (yield from self.alone(view)):
+                return False
+            beats = [b for b in view.heartbeats().values() if not b.is_gc and condemn.id not in b.acknowledged]
+            if not rules.condemn_before_listing_sessions:
+                beats = [b for b in beats if b.sid in self.known]
+            silent = [b for b in beats if self.age(view, f"sessions/{b.sid}/{b.n}") > SILENCE]
+            late = [b for b in beats if b not in silent and rules.acknowledge_gates_sweep]
+            for beat in silent if rules.fence_silent_sessions else ():
+                yield from self.put(f"fence/{beat.sid}", beat.sid)
+            if not late and self.age(view, f"gc/condemn-{condemn.id}") > GRACE:
+                return True
+        return False
+
+    def sweep(self, condemn: Condemn, old: View) -> Steps:
+        view = (yield from self.survey()) if self.rules.fresh_mark_before_sweep else old
+        if not self.rules.relist_after_fence:
+            view.body = {k: b for k, b in view.body.items() if not k.startswith("snapshots/") or k in self.early.body}
+        self.condemned = view.condemned(self.rules) | condemn.packs
+        doomed = condemn.packs & (view.condemned(self.rules) if view is not old else condemn.packs)
+        safe = yield from self.rewrite(view)
+        live = self.live_chunks(view)
+        if not live <= safe:
+            held = {k for k, p in view.standing("packs/").items() if p.chunks & (live - safe)}
+            doomed -= held
+        yield from self.adopt(view, safe)
+        for key, index in view.standing("index/").items():
+            if index.pack in doomed:
+                yield from self.bury(key)
+        for pack in sorted(doomed):
+            yield from self.bury(pack)
+        yield from self.tidy(view)
+        return doomed
+
+    def rewrite(self, view: View) -> Steps:
+        """Give every live chunk without a good copy a new one; returns the chunks that are safe."""
+        safe = {chunk for index in self.good_packs(view).values() for chunk in index.chunks}
+        held = {chunk for pack in view.standing("packs/").values() for chunk in pack.chunks}
+        homeless = sorted((self.live_chunks(view) & held) - safe)
+        for start in range(0, len(homeless), 2):
+            part = homeless[start : start + 2]
+            pack = yield from self.place(part)
+            yield from self.index(pack, part)
+        return safe | set(homeless)
+
+    def adopt(self, view: View, safe: set[str]) -> Steps:
+        """A fenced session's snapshot whose every chunk stands is as good as any."""
+        for key, snapshot in view.standing("snapshots/").items():
+            if view.void(key) and snapshot.chunks <= safe:
+                yield from self.put(f"adopt/{key}", key)
+
+    def tidy(self, view: View) -> Steps:
+        """Delete again what came back behind its tombstone; drop tombstones of what is listed nowhere."""
+        read = self.read(view)
+        for tomb in [k for k in view.body if k.startswith("tomb/")]:
+            key = tomb.removeprefix("tomb/")
+            if key in view.copies:
+                if key not in read:
+                    yield from self.delete(key)
+                if not self.rules.tombstone_kept_until_all_listed_without:
+                    yield from self.delete(tomb)
+            elif self.age(view, tomb) > SILENCE:
+                yield from self.delete(tomb)
+
+
+class Storm:
+    """A random schedule: sessions begin, interleave, sleep and crash; providers lag, go down, return and are lost."""
+
+    KINDS = ("backup", "backup", "backup", "collect", "collect", "forget", "restore")
+
+    def __init__(self, seed: int, rules: Rules) -> None:
+        self.rng = Random(seed)
+        self.world = World(rules, self.rng, lag=self.rng.choice((0, 15)))
+        self.running: list[tuple[Session, Steps]] = []
+        self.wipes = self.rng.choice((0, 0, 1, 2))
+        self.crowd = self.rng.choice((2, 3, 4))
+        self.sleepers: dict[str, int] = {}
+
+    def run(self, steps: int) -> int:
+        for _ in range(steps):
+            self.step()
+        return steps
+
+    def step(self) -> None:
+        world, rng = self.world, self.rng
+        world.now += 1
+        if len(self.running) < self.crowd and rng.random() < 0.3:
+            self.begin(rng.choice(self.KINDS))
+        if rng.random() < 0.02:
+            self.weather()
+        awake = [pair for pair in self.running if self.sleepers.get(pair[0].sid, 0) <= world.now]
+        if not awake:
+            return
+        pair = rng.choice(awake)
+        fate = rng.random()
+        if fate < 0.006:
+            self.running.remove(pair)
+            world.reading.pop(pair[0].sid, None)
+            world.log.append(f"{pair[0].sid} crashes")
+        elif fate < 0.012:
+            self.sleepers[pair[0].sid] = world.now + rng.choice((30, 200, 500))
+            world.log.append(f"{pair[0].sid} sleeps")
+        else:
+            self.advance(pair)
+        world.check()
+
+    def advance(self, pair: tuple[Session, Steps]) -> None:
+        try:
+            self.world.log.append(f"{self.world.now} {type(pair[0]).__name__} {pair[0].sid}: {next(pair[1])}")
+        except StopIteration:
+            self.running.remove(pair)
+
+    def begin(self, kind: str) -> None:
+        world, rng = self.world, self.rng
+        skew = rng.choice((0, DAY, -DAY))
+        visible = sorted(k for k in world.everywhere("snapshots/") if not world.tombed(k))
+        session: Session
+        if kind == "forget" and visible:
+            session = Forget(world, rng.choice(visible))
+        elif kind == "restore":
+            session = Restore(world, skew)
+        elif kind == "collect":
+            session = Collect(world, skew)
+        else:
+            session = Backup(world, rng.sample("abcdef", rng.randint(1, 4)), skew)
+        self.running.append((session, session.run()))
+
+    def weather(self) -> None:
+        world, rng = self.world, self.rng
+        down = [p for p in world.providers if not p.up]
+        if down:
+            down[0].up = True
+        elif self.wipes and rng.random() < 0.2:
+            self.wipes -= 1
+            world.wipe(rng.choice(world.providers[1:]))
+        else:
+            rng.choice(world.providers).up = False
