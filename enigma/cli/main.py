@@ -41,6 +41,7 @@ import os
 import re
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -50,7 +51,7 @@ from docopt import DocoptExit, docopt
 
 from enigma import __version__
 from enigma.cli.context import Args, Context
-from enigma.cli.output import Output
+from enigma.cli.output import Output, OutputClosed
 from enigma.cli.passphrase import PassphraseSource, take_from_environment
 from enigma.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EnigmaError, UsageError
 
@@ -137,15 +138,17 @@ def main(argv: list[str] | None = None) -> int:
     debug = "-vv" in words
     _prepare_process()
     try:
-        invocation = parse(words)
-        debug = invocation.options.verbosity > 1
-        output = Output(json=invocation.options.json, quiet=invocation.options.quiet)
-        status = _run(invocation, output)
-        sys.stdout.flush()
+        try:
+            invocation = parse(words)
+            debug = invocation.options.verbosity > 1
+            output = Output(json=invocation.options.json, quiet=invocation.options.quiet)
+            status = _run(invocation, output)
+        except Shown as shown:
+            output.text(shown.text)
+            status = EXIT_DONE
+        output.flush()
         return status
-    except Shown as shown:
-        return _show(shown.text)
-    except BrokenPipeError:
+    except OutputClosed:
         return _leave_broken_pipe()
     except (Exception, KeyboardInterrupt, Terminated) as exc:  # noqa: BLE001 - nothing may leave as a traceback
         return _report(exc, output, debug=debug)
@@ -302,12 +305,6 @@ def _terminate(signal_number: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated(signal_number)
 
 
-def _show(text: str) -> int:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-    return EXIT_DONE
-
-
 def _leave_broken_pipe() -> int:
     # Python flushes stdout once more at exit; give it a place to flush to.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -319,9 +316,10 @@ def _report(exc: BaseException, output: Output, *, debug: bool) -> int:
     if debug and not isinstance(exc, CommandLineError):
         _print_traceback(exc)
     text, code, status = _verdict(exc)
-    output.error(text, code=code, exit_status=status)
-    if isinstance(exc, CommandLineError) and exc.usage and not output.json:
-        sys.stderr.write(exc.usage + "\n")
+    with suppress(OutputClosed, BrokenPipeError):
+        output.error(text, code=code, exit_status=status)
+        if isinstance(exc, CommandLineError) and exc.usage and not output.json:
+            sys.stderr.write(exc.usage + "\n")
     return status
 
 

@@ -32,6 +32,10 @@ _JSON_INTERVAL_NS = 1_000_000_000
 _SPEED_WINDOW_NS = 10_000_000_000  # long enough to be steady, short enough to show a stalled provider
 
 
+class OutputClosed(Exception):
+    """Who read the output is gone. Not an OSError, so that no room takes it for a broken pipe of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a long operation has come. Totals are None while unknown; `new_bytes` is what was not stored before."""
@@ -151,6 +155,14 @@ class Output:
         else:
             self._line(self.stderr, f"warning: {text}")
 
+    def text(self, text: str) -> None:
+        """Help: as it stands, whatever the form of other output."""
+        _write(self.stdout, text)
+
+    def flush(self) -> None:
+        """Hand everything to the reader. Raises OutputClosed if there is none."""
+        _flush(self.stdout)
+
     def trace(self, text: str) -> None:
         """What only somebody who looks for a fault wants to read."""
         if self.json:
@@ -180,17 +192,17 @@ class Output:
             return
         if self.json:
             self._json(self.stdout, "progress", bar.record())
-            self.stdout.flush()
+            _flush(self.stdout)
         elif self.stderr.isatty():
             self._clear_bar()
-            self.stderr.write(bar.line(_terminal_width(self.stderr)))
-            self.stderr.flush()
+            _write(self.stderr, bar.line(_terminal_width(self.stderr)))
+            _flush(self.stderr)
             self._bar_shown = True
 
     def _clear_bar(self) -> None:
         if self._bar_shown:
-            self.stderr.write("\r\x1b[K")
-            self.stderr.flush()
+            _write(self.stderr, "\r\x1b[K")
+            _flush(self.stderr)
             self._bar_shown = False
 
     def _line(self, stream: TextIO, text: str) -> None:
@@ -251,6 +263,16 @@ def _terminal_width(stream: TextIO) -> int:
 def _write(stream: TextIO, text: str) -> None:
     """Undecodable names leave as the bytes they were; what the locale has no letter for leaves as an escape."""
     try:
-        stream.write(text)
-    except UnicodeEncodeError:
-        stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
+    except BrokenPipeError as exc:
+        raise OutputClosed from exc
+
+
+def _flush(stream: TextIO) -> None:
+    try:
+        stream.flush()
+    except BrokenPipeError as exc:
+        raise OutputClosed from exc

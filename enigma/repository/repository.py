@@ -32,8 +32,8 @@ from enigma.errors import (
     RepositoryNotFound,
 )
 from enigma.keys.local import LocalKeystore
-from enigma.manifest import Manifest
-from enigma.model.ids import ObjectId, ProviderId, RepositoryId
+from enigma.manifest import Manifest, Snapshot
+from enigma.model.ids import KeyId, ObjectId, ProviderId, RepositoryId
 from enigma.model.records import RepositoryConfig, TombRecord
 from enigma.providers.base import Provider, fetch
 from enigma.providers.open import open_provider
@@ -117,13 +117,34 @@ class Repository:
         """Fill `into` from a pack. May be called from any thread; `request.tag` names the providers to ask first."""
         self.placer.read(request.pack_id, request.pack_set, request.tag or (), request.offset, into)
 
-    def delete_snapshot(self, object_id: bytes, session_id: bytes, reason: str) -> None:
+    def delete_snapshot(self, snapshot: Snapshot, session_id: bytes, reason: str) -> None:
+        """Make a snapshot disappear for good."""
+        key = names.snapshot_key(snapshot.object_id)
+        self._bury(key, session_id, reason, logical_id=snapshot.record.snapshot_id)
+        self.manifest.drop_snapshot(snapshot.object_id)
+
+    def rotate_key(self) -> KeyId:
+        """A new data key for new packs, safe at every provider before anything is sealed under it."""
+        key_id = self.keystore.rotate()
+        put_keys(self.store, self.keystore)
+        self.manifest.audit("key-rotate", str(key_id))
+        return key_id
+
+    def change_passphrase(self, new: bytes, *, old: bytes, session_id: bytes, allow_weak: bool) -> None:
+        """The new slot stands everywhere before the old one is buried: at any moment one of the two opens."""
+        obsolete = self.keystore.change_passphrase(new, old=old, allow_weak=allow_weak)
+        put_keys(self.store, self.keystore)
+        for key in obsolete:
+            self._bury(key, session_id, "passphrase changed")
+        self.manifest.audit("key-passphrase", str(self.repository_id))
+
+    def _bury(self, key: str, session_id: bytes, reason: str, *, logical_id: bytes = b"") -> None:
         """Tombstone first, at every provider; then the object. A crash between leaves it buried, not resurrected."""
-        key = names.snapshot_key(object_id)
-        tomb = TombRecord(key=key, session_id=session_id, created_ns=self.clock.wall_ns(), reason=reason)
+        tomb = TombRecord(
+            key=key, session_id=session_id, created_ns=self.clock.wall_ns(), logical_id=logical_id, reason=reason
+        )
         self.store.put_everywhere(names.tomb_key(ObjectId.random()), tomb)
         self.store.delete(key)
-        self.manifest.drop_snapshot(object_id)
 
     def _pack_target_bytes(self, pack_set: PackSet) -> int:
         if pack_set is PackSet.CATALOG:
@@ -168,6 +189,7 @@ def open_repository(
         providers = {place.provider_id: place.provider for place in places if place.ours}
         if not providers:
             raise _no_repository(places)
+        _sync_keys(ObjectStore(keystore.repository_id, providers, keystore), keystore, give=settle)
         repository = Repository(config, keystore, providers, manifest, clock)
         undo.pop_all()
         return repository
@@ -264,6 +286,25 @@ def put_keys(store: ObjectStore, keystore: LocalKeystore) -> None:
                 provider.put(key, memoryview(data))
             if not _holds(provider, key, data):
                 raise ProviderUnavailable(f"Provider {provider.name} does not give back the key copy {key}; try again.")
+
+
+def _sync_keys(store: ObjectStore, keystore: LocalKeystore, *, give: bool) -> None:
+    """Take data keys that another machine made; with `give`, put back what a provider lacks of ours."""
+    ours = keystore.objects()
+    listed = [{info.key for info in provider.list(names.KEYS)} for provider in store.providers.values()]
+    foreign = {
+        key for keys in listed for key in keys if names.type_of(key) is ObjectType.DATA_KEY and key not in ours
+    }
+    if foreign:
+        keystore.add_objects({key: data for key in sorted(foreign) for data in _copies(store, key)})
+    if give and any(ours.keys() - keys for keys in listed):
+        put_keys(store, keystore)
+
+
+def _copies(store: ObjectStore, key: str) -> Iterator[bytes]:
+    for _, data in store.copies(key):
+        if isinstance(data, bytes):
+            yield data
 
 
 def recover_keystore(config: Config, passphrase: Callable[[], bytes]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from enigma.errors import ConfigError
+from enigma.manifest import Snapshot
 from enigma.model.ids import ObjectId, PackId
 from enigma.model.records import IndexedPack, IndexRecord, SnapshotRecord
 from enigma.repository import names
@@ -101,7 +102,7 @@ class Writer:
                 self._unindexed[pack_set] = []
         self._unindexed_bytes = 0
 
-    def commit(self, record: SnapshotRecord) -> ObjectId:
+    def commit(self, record: SnapshotRecord) -> Snapshot:
         """Everything the snapshot refers to was confirmed before (the engine is flushed); make it visible.
 
         Raises SessionFenced if a garbage collection gave this session up, and then the snapshot is void.
@@ -114,7 +115,7 @@ class Writer:
         self._session.check_fences()
         self._manifest.put_snapshot(object_id, record, void=False)
         self._manifest.meta_put(UNUSED_KEY, b"0")
-        return object_id
+        return Snapshot(object_id, void=False, record=record)
 
     def _write_index(self, pack_set: PackSet, packs: list[IndexedPack]) -> None:
         index_id = ObjectId.random()

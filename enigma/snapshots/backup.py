@@ -143,7 +143,7 @@ class _Backup:
         self._started_ns = self._repository.clock.wall_ns()
         self._checkpoint_at_s = self._now_s() + spec.checkpoint_s
         self._checkpoint_at_bytes = 0
-        self._checkpoints: list[bytes] = []
+        self._checkpoints: list[Snapshot] = []
 
     def run(self) -> BackupResult:
         items = self._stream_items() if self._spec.stream else self._tree_items()
@@ -273,16 +273,16 @@ class _Backup:
         if self._writer.stored_bytes == self._checkpoint_at_bytes:
             return
         self._engine.flush()
-        object_id = self._writer.commit(self._record(self._catalog.checkpoint(), complete=False))
+        checkpoint = self._writer.commit(self._record(self._catalog.checkpoint(), complete=False))
         self._checkpoint_at_bytes = self._writer.stored_bytes
         self._drop_checkpoints()
-        self._checkpoints.append(object_id)
+        self._checkpoints.append(checkpoint)
 
     def _drop_checkpoints(self) -> None:
         """This run's own earlier checkpoints: a newer one, or the snapshot itself, holds all they hold."""
-        for object_id in self._checkpoints:
+        for checkpoint in self._checkpoints:
             try:
-                self._repository.delete_snapshot(object_id, self._writer.session_id, "superseded checkpoint")
+                self._repository.delete_snapshot(checkpoint, self._writer.session_id, "superseded checkpoint")
             except ProviderError as exc:  # it does no harm, and the snapshot that matters is stored
                 self._observer.warn(b"", f"a superseded checkpoint could not be removed: {exc}")
         self._checkpoints = []

@@ -19,8 +19,8 @@ from typing import Any
 Steps = Generator[str, None, Any]
 FAULTS_SURVIVED = 1  # f: what the policy promises to survive
 COPIES = FAULTS_SURVIVED + 1
-SILENCE = 60  # provider time without a heartbeat after which a session may be fenced
-GRACE = 20  # provider time between condemning and sweeping
+SILENCE = 150  # provider time without a heartbeat after which a session may be fenced
+GRACE = 40  # provider time between condemning and sweeping
 DAY = 10_000  # how far a machine's clock may be off
 
 
@@ -153,7 +153,8 @@ class World:
         self.reported: dict[str, Snapshot] = {}
         self.forgotten: set[str] = set()
         self.gone: set[str] = set()  # forget has reported success: may never come back
-        self.reading: dict[str, Snapshot] = {}  # sid -> what a live reader was promised
+        self.reading: dict[str, str] = {}  # sid -> the snapshot a live reader was promised
+        self.written: dict[str, Snapshot] = {}
         self.born: dict[str, int] = {}  # snapshot -> faults when its session began
         self.log: list[str] = []
 
@@ -236,11 +237,11 @@ class World:
             if key not in standing and self.faults - self.born[key] <= FAULTS_SURVIVED:
                 raise Violation(f"reported {key} is gone")
             self.require(key, snapshot, chunks, "reported")
-        for sid, snapshot in list(self.reading.items()):
+        for sid, key in list(self.reading.items()):
             if self.silent(sid):
                 del self.reading[sid]  # slept too long: it may be fenced, and must start again
-            elif not snapshot.chunks <= chunks:
-                raise Violation(f"reader {sid} lost {sorted(snapshot.chunks - chunks)}")
+            else:
+                self.require(key, self.written[key], chunks, f"{sid} reading")
 
     def require(self, key: str, snapshot: Snapshot, chunks: set[str], promise: str) -> None:
         since = self.born[key]
@@ -484,7 +485,7 @@ class Backup(Session):
     def commit(self) -> Steps:
         """The snapshot is the commit point for readers; the fence check after it is the one for the user."""
         key, snapshot = f"snapshots/{self.world.new_id('t')}", Snapshot(self.chunks, self.sid)
-        self.world.born[key] = self.faults_at_start
+        self.world.born[key], self.world.written[key] = self.faults_at_start, snapshot
         yield from self.put(key, snapshot)
         fences = yield from self.look("fence/")
         if self.rules.fence_check_before_report and fences.fenced(self.sid):
@@ -503,7 +504,7 @@ class Restore(Session):
         view = yield from self.look("snapshots/ tomb/ fence/ adopt/")
         key = yield from self.name_one(view)
         if key is not None:
-            self.world.reading[self.sid] = view.body[key]
+            self.world.reading[self.sid] = key
             for _ in range(3):
                 yield from self.heartbeat()
             self.world.reading.pop(self.sid, None)
@@ -682,6 +683,9 @@ class Storm:
         self.running: list[tuple[Session, Steps]] = []
         self.wipes = self.rng.choice((0, 0, 1, 2))
         self.crowd = self.rng.choice((2, 3, 4))
+        self.restless = self.rng.choice((0.05, 0.2, 1.0))  # how soon the turn passes to another session
+        self.trouble = self.rng.choice((0.001, 0.004))  # how often a session crashes or sleeps
+        self.turn: tuple[Session, Steps] | None = None
         self.sleepers: dict[str, int] = {}
 
     def run(self, steps: int) -> int:
@@ -692,31 +696,31 @@ class Storm:
     def step(self) -> None:
         world, rng = self.world, self.rng
         world.now += 1
-        if len(self.running) < self.crowd and rng.random() < 0.3:
+        if len(self.running) < self.crowd and rng.random() < 0.1:
             self.begin(rng.choice(self.KINDS))
-        if rng.random() < 0.02:
-            self.weather()
+        self.weather()
         awake = [pair for pair in self.running if self.sleepers.get(pair[0].sid, 0) <= world.now]
         if not awake:
             return
-        pair = rng.choice(awake)
-        fate = rng.random()
-        if fate < 0.006:
-            self.running.remove(pair)
-            world.reading.pop(pair[0].sid, None)
-            world.log.append(f"{pair[0].sid} crashes")
-        elif fate < 0.012:
-            self.sleepers[pair[0].sid] = world.now + rng.choice((30, 200, 500))
-            world.log.append(f"{pair[0].sid} sleeps")
-        else:
-            self.advance(pair)
+        if self.turn not in awake or rng.random() < self.restless:
+            self.turn = rng.choice(awake)
+        self.advance(self.turn)
         world.check()
 
     def advance(self, pair: tuple[Session, Steps]) -> None:
-        try:
-            self.world.log.append(f"{self.world.now} {type(pair[0]).__name__} {pair[0].sid}: {next(pair[1])}")
-        except StopIteration:
+        world, rng, sid, fate = self.world, self.rng, pair[0].sid, self.rng.random()
+        if fate < self.trouble:
             self.running.remove(pair)
+            world.reading.pop(sid, None)
+            world.log.append(f"{world.now} {sid} crashes")
+        elif fate < 2 * self.trouble:
+            self.sleepers[sid] = world.now + rng.choice((50, 200, 600))
+            world.log.append(f"{world.now} {sid} sleeps")
+        else:
+            step = next(pair[1], None)
+            if step is None:
+                self.running.remove(pair)
+            world.log.append(f"{world.now} {type(pair[0]).__name__} {sid}: {step or 'ends'}")
 
     def begin(self, kind: str) -> None:
         world, rng = self.world, self.rng
@@ -730,16 +734,17 @@ class Storm:
         elif kind == "collect":
             session = Collect(world, skew)
         else:
-            session = Backup(world, rng.sample("abcdef", rng.randint(1, 4)), skew)
+            session = Backup(world, rng.sample("abcd", rng.randint(1, 3)), skew)
         self.running.append((session, session.run()))
 
     def weather(self) -> None:
+        """One provider at a time is down, for a while; the anchor's replacement is not modelled, so it is never lost."""
         world, rng = self.world, self.rng
         down = [p for p in world.providers if not p.up]
         if down:
-            down[0].up = True
-        elif self.wipes and rng.random() < 0.2:
+            down[0].up = rng.random() < 0.03
+        elif rng.random() < 0.004:
+            rng.choice(world.providers).up = False
+        elif self.wipes and rng.random() < 0.002:
             self.wipes -= 1
             world.wipe(rng.choice(world.providers[1:]))
-        else:
-            rng.choice(world.providers).up = False

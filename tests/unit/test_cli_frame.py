@@ -366,19 +366,32 @@ def test_without_a_terminal_nothing_is_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "outcome"), [(b"one\none\n", "b'one'"), (b"one\ntwo\n", "UsageError: The two"), (b"\n\n", "empty")]
+    ("typed", "outcome"), [(["one", "one"], "b'one'"), (["one", "two"], "UsageError: The two"), (["", ""], "empty")]
 )
-def test_a_terminal_is_asked_twice_for_a_new_passphrase(typed: bytes, outcome: str) -> None:
-    program = "from enigma.cli.passphrase import PassphraseSource\nprint(PassphraseSource().read(confirm=True))"
+def test_a_terminal_is_asked_twice_for_a_new_passphrase(typed: list[str], outcome: str) -> None:
+    program = """
+import os, sys
+os.open(os.ttyname(0), os.O_RDWR)  # makes it the controlling terminal of this session
+from enigma.cli.passphrase import PassphraseSource
+print(PassphraseSource().read(confirm=True))
+"""
     controller, terminal = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=terminal, stdout=-1, stderr=-1, text=True, start_new_session=True
     ) as child:
-        os.write(controller, typed)
+        os.close(terminal)
+        for line in typed:
+            read_until(controller, b": ")
+            os.write(controller, line.encode() + b"\n")
         stdout, stderr = child.communicate(timeout=30)
-    os.close(terminal)
     os.close(controller)
     assert outcome in stdout + stderr
+
+
+def read_until(descriptor: int, end: bytes) -> None:
+    seen = b""
+    while not seen.endswith(end):
+        seen += os.read(descriptor, 1)
 
 
 # -- output
@@ -521,8 +534,10 @@ for name in ("enigma.x", "boto3"):
     expected = {
         "0": ["warning: trouble enigma.x"],
         "1": ["enigma.x: event enigma.x", "warning: trouble enigma.x", "warning: trouble boto3"],
-        "2": ["enigma.x: fine enigma.x", "enigma.x: event enigma.x", "warning: trouble enigma.x"]
-        + ["boto3: event boto3", "warning: trouble boto3"],
+        "2": [
+            *("enigma.x: fine enigma.x", "enigma.x: event enigma.x", "warning: trouble enigma.x"),
+            *("boto3: event boto3", "warning: trouble boto3"),
+        ],
     }
     for verbosity, lines in expected.items():
         done = subprocess.run([sys.executable, "-c", program, verbosity], stderr=-1, text=True, check=True)

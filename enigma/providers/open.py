@@ -1,0 +1,38 @@
+"""From a [[providers]] entry to an open provider: one table of types, each factory imported when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from enigma.config import ProviderConfig
+from enigma.errors import ConfigError, ProviderUnavailable
+from enigma.providers.base import Provider
+
+
+def open_provider(settings: ProviderConfig, *, create: bool = False) -> Provider:
+    """Open one provider; temporary errors are retried. With `create` a Local one's folder is made if it is missing.
+
+    Raises ConfigError for a type that this version doesn't have, ProviderError if the place can't be used.
+    """
+    factory = FACTORIES.get(settings.type)
+    if factory is None:
+        raise ConfigError(
+            f"Provider {settings.name} has type {settings.type}; this version supports {', '.join(FACTORIES)} only."
+        )
+    return factory(settings, create)
+
+
+def _local(settings: ProviderConfig, create: bool) -> Provider:
+    from enigma.providers.local import LocalProvider
+
+    root = Path(settings.bucket)
+    if create:
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ProviderUnavailable(f"Can't make the folder {root} of {settings.name}: {exc.strerror}.") from exc
+    return LocalProvider(settings.name, root)
+
+
+FACTORIES: dict[str, Callable[[ProviderConfig, bool], Provider]] = {"Local": _local}
