@@ -14,6 +14,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 HOLES_LIMIT = 4096
@@ -84,11 +85,8 @@ def apply_at(directory_fd: int, name: bytes, kind: int, attributes: Attributes) 
     if kind != stat.S_IFLNK:
         _try(warnings, "mode", lambda: os.chmod(name, attributes.mode, dir_fd=directory_fd))
     for attribute, value in attributes.xattrs:
-        _try(
-            warnings,
-            os.fsdecode(attribute),
-            lambda attribute=attribute, value=value: os.setxattr(where, attribute, value, follow_symlinks=False),
-        )
+        setting = partial(os.setxattr, where, attribute, value, follow_symlinks=False)
+        _try(warnings, os.fsdecode(attribute), setting)
     _try(warnings, "times", times)
     return warnings
 
@@ -102,9 +100,9 @@ def _apply_xattrs(warnings: list[str], fd: int, wanted: Xattrs) -> None:
     names = {os.fsdecode(name) for name, _ in wanted}
     for name in present:
         if name not in names and name.startswith(("user.", "system.posix_acl_")):
-            _try(warnings, name, lambda name=name: os.removexattr(fd, name))
+            _try(warnings, name, partial(os.removexattr, fd, name))
     for attribute, value in wanted:
-        _try(warnings, os.fsdecode(attribute), lambda a=attribute, v=value: os.setxattr(fd, a, v))
+        _try(warnings, os.fsdecode(attribute), partial(os.setxattr, fd, attribute, value))
 
 
 def _xattrs(where: int | bytes, *, follow: bool) -> Xattrs:
@@ -117,7 +115,11 @@ def _xattrs(where: int | bytes, *, follow: bool) -> Xattrs:
     pairs = []
     for name in sorted(map(os.fsencode, names)):
         try:
-            value = os.getxattr(where, name, follow_symlinks=follow) if isinstance(where, bytes) else os.getxattr(where, name)
+            value = (
+                os.getxattr(where, name, follow_symlinks=follow)
+                if isinstance(where, bytes)
+                else os.getxattr(where, name)
+            )
             pairs.append((name, value))
         except OSError as exc:
             if exc.errno not in _NOT_SUPPORTED:

@@ -305,5 +305,3 @@ class Floor:
         for threads in (self._uploads, self._fetches, self._streams):
             threads.close(wait_s=wait_s)
         self._ring.close()
-
-

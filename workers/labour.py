@@ -15,6 +15,7 @@ import mmap
 import os
 import stat
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from workers.attributes import read_holes, read_xattrs
@@ -67,7 +68,7 @@ class Labour:
         self._sealer = Sealer(plan.pack, plan.level, port)
         self._opener = Opener(plan)
         self._window = _private_memory(plan.window_bytes)
-        self._verbs = {
+        self._verbs: dict[type, Callable[[Any], None]] = {
             Batch: self._batch,
             Segment: self._segment,
             Window: self._stream_window,

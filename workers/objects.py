@@ -95,7 +95,7 @@ class Header:
         """Raises SealBroken for anything that is no header, FormatNewer for a version or feature unknown here."""
         if len(data) < HEADER_BYTES:
             raise SealBroken("shorter than a header")
-        magic, version, kind, suite, reader, writer, gc, repository, name, key, pack_set, rest = HEADER.unpack_from(data)
+        magic, version, kind, suite, reader, writer, gc, repository, name, key, pack_set, _ = HEADER.unpack_from(data)
         if magic != MAGIC:
             raise SealBroken("does not begin like an Enigma object")
         if version != FORMAT_VERSION or suite != SUITE_AES256GCM_HKDF_SHA256 or reader & ~KNOWN_READER_FEATURES:

@@ -65,7 +65,6 @@ class BlobOpener:
                 self._readers.popitem(last=False)
         return reader
 
-
     def header(self, pack_id: bytes, pack_set: int, key_id: bytes) -> Header:
         """The header a pack must have."""
         return Header(ObjectType.PACK, self._repository_id, pack_id, key_id, PackSet(pack_set))
@@ -128,9 +127,7 @@ class Opener:
         warnings: list[str] = []
         for file in job.files:
             try:
-                warnings += self._targets().finish_file(
-                    file.path, file.temporary, file.length_bytes, file.attributes
-                )
+                warnings += self._targets().finish_file(file.path, file.temporary, file.length_bytes, file.attributes)
             except (OSError, UnsafeTarget) as exc:
                 warnings.append(f"{os.fsdecode(file.path)}: {exc}")
         return tuple(warnings)

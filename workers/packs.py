@@ -74,9 +74,7 @@ class PackWriter:
     """Builds one pack at the start of `memory`; the caller owns the memory and hands it on when `close` returns."""
 
     def __init__(self, spec: PackSpec, pack_id: bytes, memory: memoryview) -> None:
-        header = Header(
-            ObjectType.PACK, spec.header.repository_id, pack_id, spec.header.key_id, spec.header.pack_set
-        )
+        header = Header(ObjectType.PACK, spec.header.repository_id, pack_id, spec.header.key_id, spec.header.pack_set)
         self.pack_id = pack_id
         self.blob_count = 0
         self._head = header.encode()
@@ -171,9 +169,7 @@ class PackReader:
 
     def open_table(self, sealed: bytes | memoryview) -> bytes:
         """The records, 64 bytes each, from the bytes [table_offset, table_offset + table_bytes) of the pack."""
-        table = self._cipher.open(
-            sealed[NONCE_BYTES:], nonce=bytes(sealed[:NONCE_BYTES]), aad=self._head + TABLE_AAD
-        )
+        table = self._cipher.open(sealed[NONCE_BYTES:], nonce=bytes(sealed[:NONCE_BYTES]), aad=self._head + TABLE_AAD)
         if len(table) < TABLE_HEAD.size:
             raise SealBroken("has an empty table")
         count, _pad, extra_bytes = TABLE_HEAD.unpack_from(table)

@@ -54,6 +54,9 @@ class Crew(Protocol):
     def receive(self, timeout_s: float | None) -> Iterator[tuple[int, Any]]:
         """(worker, message) of what has arrived; waits at most `timeout_s` (None: until something happens)."""
 
+    def wake(self) -> None:
+        """End a `receive` that waits. May be called from any thread."""
+
     def close(self) -> None: ...
 
 

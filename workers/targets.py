@@ -158,7 +158,9 @@ class TargetTree:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # ---- the way down
@@ -196,11 +198,11 @@ class TargetTree:
             os.unlink(name, dir_fd=directory_fd)
         except FileNotFoundError:
             pass
-        except (IsADirectoryError, PermissionError) as exc:
+        except (IsADirectoryError, PermissionError):
             if stat.S_ISDIR(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
                 self._remove_empty(directory_fd, name)
             else:
-                raise exc
+                raise
         return directory_fd, name
 
     def _rename(self, directory_fd: int, written: bytes, name: bytes) -> None:

@@ -56,7 +56,7 @@ class Threads:
             tag, task = item
             try:
                 outcome = Outcome(tag, task(), None)
-            except BaseException as exc:  # an error is an item that travels to the owner
+            except BaseException as exc:  # noqa: BLE001  an error is an item that travels to the owner
                 outcome = Outcome(tag, None, exc)
             del task, item
             self._outcomes.append(outcome)
@@ -72,7 +72,7 @@ class Immediate:
     def submit(self, tag: Any, task: Callable[[], Any]) -> None:
         try:
             self._outcomes.append(Outcome(tag, task(), None))
-        except Exception as exc:  # as in Threads; an interrupt goes straight to the owner, whose thread this is
+        except Exception as exc:  # noqa: BLE001  as in Threads; an interrupt goes straight to the owner, whose thread this is
             self._outcomes.append(Outcome(tag, None, exc))
 
     def collect(self) -> list[Outcome]:

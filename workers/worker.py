@@ -82,14 +82,14 @@ def main(link_fileno: int, ring_fileno: int) -> None:
     """Serve until the parent closes the link. Exit code 0 then, 1 after a failure that was reported."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     link = socket.socket(fileno=link_fileno)
-    plan: EnginePlan = pickle.loads(link.recv(PLAN_LIMIT_BYTES))
+    plan: EnginePlan = pickle.loads(link.recv(PLAN_LIMIT_BYTES))  # noqa: S301  the parent is this program
     gc.freeze()
     with link, Ring(plan, ring_fileno) as ring:
         try:
             _serve(plan, SocketPort(link, ring))
         except (EngineClosed, BrokenPipeError, ConnectionResetError):
             return
-        except Exception as exc:  # the border of the process: everything is reported, nothing is swallowed
+        except Exception as exc:  # noqa: BLE001  the border of the process: everything is reported, nothing is swallowed
             _report(link, exc)
             sys.exit(1)
 

@@ -103,25 +103,30 @@ def _spec(ctx: Context, args: Args) -> BackupSpec:
         tags=tuple(args["--tag"]),
         description=args["--description"] or "",
         exclude_texts=tuple(args["--exclude"]),
-        stream=sys.stdin.buffer.raw.readinto if stream else None,  # type: ignore[attr-defined]
+        stream=read_stdin if stream else None,
         stream_name=name if stream else b"",
     )
+
+
+def read_stdin(into: memoryview) -> int:
+    """Read from standard input without a buffer between; 0 at its end."""
+    return os.readv(sys.stdin.fileno(), [into])
 
 
 def _report(ctx: Context, repository: Repository, result: BackupResult) -> int:
     record = result.record
     seconds = record.duration_ns / 1e9
     unchanged = record.file_count - result.read_files
-    lines = [
+    text = (
         f"snapshot {record.snapshot_id.hex()[:8]} saved: {record.file_count} files, "
-        f"{format_bytes(record.content_bytes)}, in {format_duration(seconds)}",
+        f"{format_bytes(record.content_bytes)}, in {format_duration(seconds)}\n"
         f"  {result.read_files} files read, {max(unchanged, 0)} unchanged; "
-        f"{format_bytes(record.new_bytes)} new, {format_bytes(record.stored_bytes)} stored",
-    ]
+        f"{format_bytes(record.new_bytes)} new, {format_bytes(record.stored_bytes)} stored"
+    )
     if record.unreadable_count:
-        lines.append(f"  {record.unreadable_count} could not be read or changed while they were read")
+        text += f"\n  {record.unreadable_count} could not be read or changed while they were read"
     ctx.output.result(
-        "\n".join(lines),
+        text,
         {
             "snapshot": snapshot_record(record),
             "read_files": result.read_files,

@@ -12,11 +12,15 @@ Options:
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from enigma.cli.context import Args, Context
 from enigma.cli.opening import local_time, reading
 from enigma.cli.output import path_text
 from enigma.errors import EXIT_DONE
+
+if TYPE_CHECKING:
+    from enigma.model.entries import Entry
 
 
 def run(ctx: Context, args: Args) -> int:
@@ -31,19 +35,20 @@ def run(ctx: Context, args: Args) -> int:
     return EXIT_DONE
 
 
-def _line(entry) -> str:
+def _line(entry: Entry) -> str:
     import stat
 
+    from enigma.model.entries import Kind
     from enigma.snapshots.selection import STAT_TYPES
 
-    mode = stat.filemode(STAT_TYPES[entry.kind] | entry.mode)
+    mode = stat.filemode(STAT_TYPES[Kind(entry.kind)] | entry.mode)
     owner = f"{entry.user or entry.uid}:{entry.group or entry.gid}"
     arrow = f" -> {path_text(entry.link)}" if entry.link else ""
     when = local_time(entry.mtime_ns)
     return f"{mode}  {owner:<16} {entry.size:>14,}  {when}  {path_text(entry.path or b'.')}{arrow}"
 
 
-def _record(entry) -> dict[str, object]:
+def _record(entry: Entry) -> dict[str, object]:
     from enigma.model.entries import Kind
 
     return {

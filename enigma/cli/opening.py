@@ -88,9 +88,9 @@ def snapshot_record(record: SnapshotRecord) -> dict[str, object]:
 
 def local_time(time_ns: int) -> str:
     """2026-03-01 14:05:09, in the machine's time zone."""
-    from datetime import datetime
+    from datetime import UTC, datetime
 
-    return datetime.fromtimestamp(time_ns / 1e9).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _warn_of_problems(ctx: Context, session: Session) -> None:

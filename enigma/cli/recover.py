@@ -9,6 +9,8 @@ assumed) and the passphrase. Brings back the keystore and the manifest, and inde
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from enigma.cli.context import Args, Context
 from enigma.errors import EXIT_DONE, EXIT_FAILED
 
@@ -41,7 +43,7 @@ def run(ctx: Context, args: Args) -> int:
     return EXIT_FAILED if done.problems else EXIT_DONE
 
 
-def set_aside(db_path) -> None:
+def set_aside(db_path: Path) -> None:
     """The manifest that is there may be what is wrong; the providers know better."""
     for suffix in ("", "-wal", "-shm"):
         db_path.with_name(db_path.name + suffix).unlink(missing_ok=True)

@@ -8,10 +8,15 @@ Shows what this machine knew after its last command, and asks each provider whet
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from enigma.cli.context import Args, Context
 from enigma.cli.opening import local_time, local_view
 from enigma.cli.output import format_bytes
 from enigma.errors import EXIT_DONE, EXIT_FAILED, EnigmaError
+
+if TYPE_CHECKING:
+    from enigma.config import ProviderConfig
 
 
 def run(ctx: Context, args: Args) -> int:
@@ -58,7 +63,7 @@ def run(ctx: Context, args: Args) -> int:
     return EXIT_DONE if healthy else EXIT_FAILED
 
 
-def _provider_state(settings) -> tuple[str, str, str, bool]:
+def _provider_state(settings: ProviderConfig) -> tuple[str, str, str, bool]:
     """(name, place, what it answers, whether that is well)."""
     from enigma.providers.open import open_provider
     from enigma.repository.store import read_marker

@@ -17,8 +17,30 @@ LANES = range(1, 17)
 
 MINIMUM_CHARACTERS = 8
 COMMONEST = frozenset(
-    "password password1 passw0rd 12345678 123456789 1234567890 qwertyui qwertyuiop iloveyou sunshine princess football "
-    "baseball superman trustno1 letmein1 welcome1 admin123 abc12345 11111111 00000000 changeme".split()
+    [
+        "password",
+        "password1",
+        "passw0rd",
+        "12345678",
+        "123456789",
+        "1234567890",
+        "qwertyui",
+        "qwertyuiop",
+        "iloveyou",
+        "sunshine",
+        "princess",
+        "football",
+        "baseball",
+        "superman",
+        "trustno1",
+        "letmein1",
+        "welcome1",
+        "admin123",
+        "abc12345",
+        "11111111",
+        "00000000",
+        "changeme",
+    ]
 )
 
 

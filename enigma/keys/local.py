@@ -20,13 +20,13 @@ import json
 import os
 import secrets
 import struct
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from enigma.clock import wall_ns
 from enigma.errors import EnigmaError, FormatUnsupported, KeyMissing, KeyringError, WrongPassphrase
 from enigma.keys.base import KeyInfo
 from enigma.keys.kdf import DEFAULT_KDF, KEY_BYTES, SALT_BYTES, KdfParams, check_strength
@@ -85,7 +85,7 @@ class LocalKeystore:
         check_strength(passphrase, allow_weak=allow_weak)
         if path.exists():
             raise KeyringError(f"There is a keystore at {path} already; move it away first.")
-        created_ns = time.time_ns() if now_ns is None else now_ns
+        created_ns = wall_ns() if now_ns is None else now_ns
         pair = MlKemPair.random()
         if mlkem_key_path is not None:
             _write_mlkem(mlkem_key_path, pair)
@@ -160,7 +160,7 @@ class LocalKeystore:
         return tuple(KeyInfo(key_id, self._keys[key_id][1], key_id == self._current) for key_id in by_age)
 
     def rotate(self, now_ns: int | None = None) -> KeyId:
-        self._add_key(time.time_ns() if now_ns is None else now_ns)
+        self._add_key(wall_ns() if now_ns is None else now_ns)
         self._write()
         return self.current
 
@@ -202,7 +202,7 @@ class LocalKeystore:
             kdf=kdf,
             salt=secrets.token_bytes(SALT_BYTES),
             split=self._split,
-            now_ns=time.time_ns() if now_ns is None else now_ns,
+            now_ns=wall_ns() if now_ns is None else now_ns,
         )
         self._write()
         return (obsolete,)
@@ -216,7 +216,9 @@ class LocalKeystore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -296,9 +298,7 @@ def _open_file(
     return open_slot(_b64(content, "slot"), passphrase, secret, known=known), content
 
 
-def _open_any_slot(
-    objects: Mapping[str, bytes], passphrase: bytes, mlkem_key_path: Path | None
-) -> tuple[str, Opened]:
+def _open_any_slot(objects: Mapping[str, bytes], passphrase: bytes, mlkem_key_path: Path | None) -> tuple[str, Opened]:
     """The newest slot that opens, so that a passphrase that was replaced wins over no other."""
     failure: EnigmaError = KeyringError("The providers hold no key slot; this is no repository, or it was emptied.")
     secret = _read_mlkem(mlkem_key_path) if mlkem_key_path is not None else None
@@ -378,7 +378,9 @@ def _read_mlkem(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError as exc:
-        raise KeyMissing(f"The separate ML-KEM key file {path} is not there; plug it in or correct `mlkem_key_path`.") from exc
+        raise KeyMissing(
+            f"The separate ML-KEM key file {path} is not there; plug it in or correct `mlkem_key_path`."
+        ) from exc
     except OSError as exc:
         raise KeyringError(f"Can't read the ML-KEM key file {path}: {exc.strerror}.") from exc
     if data[:8] != MLKEM_MAGIC or checksum(data[:-CHECKSUM_BYTES]) != data[-CHECKSUM_BYTES:]:

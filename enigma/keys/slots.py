@@ -1,10 +1,10 @@
 """Slots and data keys as stored objects, and the hybrid that opens a slot. FORMAT.md, "Keys".
 
-    passphrase --Argon2id(salt)--> 32 bytes --+
-                                              +--HKDF "enigma-hybrid-v1"--> key-encryption key --opens--> master key
-    ML-KEM-768 decapsulation ------> 32 bytes --+                                                          |
-         ^                                                                                             wraps data keys
-         secret key: in the slot, sealed under the passphrase; or in a file of its own, and not here
+passphrase --Argon2id(salt)--> 32 bytes --+
+                                          +--HKDF "enigma-hybrid-v1"--> key-encryption key --opens--> master key
+ML-KEM-768 decapsulation ------> 32 bytes --+                                                          |
+     ^                                                                                             wraps data keys
+     secret key: in the slot, sealed under the passphrase; or in a file of its own, and not here
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Opened:
         return f"Opened(master_id={self.master_id!r})"
 
 
-def make_slot(
+def make_slot(  # noqa: PLR0913  what a slot binds together
     repository_id: RepositoryId,
     master_id: KeyId,
     master: bytes,
@@ -137,9 +137,7 @@ def file_key_of(known: bytes, salt: bytes) -> bytes:
     return _expand(known, salt, FILE_INFO)
 
 
-def open_slot(
-    data: bytes, passphrase: bytes, mlkem_secret: bytes | None, *, known: bytes | None = None
-) -> Opened:
+def open_slot(data: bytes, passphrase: bytes, mlkem_secret: bytes | None, *, known: bytes | None = None) -> Opened:
     """Open a slot; `mlkem_secret` is the one of a separate key file, where there is one.
 
     `known` is the Argon2id output for this slot's salt, if it was computed already.

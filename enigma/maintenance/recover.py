@@ -1,8 +1,8 @@
 """Recover: everything back from the providers and the passphrase. What is local is only ever a view.
 
-    keystore   from the key copies at the providers
-    manifest   from snapshots and index objects, as in any refresh
-    index      packs that no index lists are read at their end (trailer, table) and listed in a new index object
+keystore   from the key copies at the providers
+manifest   from snapshots and index objects, as in any refresh
+index      packs that no index lists are read at their end (trailer, table) and listed in a new index object
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ def read_pack_table(repository: Repository, key: str, length_bytes: int) -> Inde
             head, tail = bytearray(HEADER_BYTES), bytearray(TRAILER_BYTES)
             provider.get(key, memoryview(head))
             provider.get(key, memoryview(tail), offset=length_bytes - TRAILER_BYTES)
-            header, trailer = Header.decode(head), Trailer.decode(bytes(tail), length_bytes)
+            header, trailer = Header.decode(bytes(head)), Trailer.decode(bytes(tail), length_bytes)
             if header.object_id != names.object_id_of(key) or header.repository_id != repository.repository_id:
                 raise SealBroken("is not the object its name says; two objects may have been swapped")
             table = bytearray(trailer.table_bytes)
             provider.get(key, memoryview(table), offset=trailer.table_offset)
             records = PackReader(header, repository.keystore.data_key(header.key_id)).open_table(bytes(table))
             all(iter_records(records))
-            holders = _holders(repository, key, header.pack_set, provider_id)
+            holders = _holders(repository, header.pack_set, provider_id)
             return IndexedPack(
                 pack_id=header.object_id,
                 pack_set=header.pack_set,
@@ -109,7 +109,7 @@ def read_pack_table(repository: Repository, key: str, length_bytes: int) -> Inde
     raise failure
 
 
-def _holders(repository: Repository, key: str, pack_set: int, found_at: bytes) -> tuple[bytes, ...]:
+def _holders(repository: Repository, pack_set: int, found_at: bytes) -> tuple[bytes, ...]:
     """Catalog packs are at every provider; a data pack where it was found."""
     return tuple(repository.store.providers) if pack_set == PackSet.CATALOG else (found_at,)
 

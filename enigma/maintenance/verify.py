@@ -11,9 +11,11 @@ again from the source. A pack that verifies is cleared.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from enigma.errors import EnigmaError, IntegrityError, ObjectMissing, ProviderError
@@ -35,12 +37,13 @@ from enigma.model.records import (
 )
 from enigma.repository import names
 from enigma.repository.catalog import CatalogReader, Root, content_refs, list_blobs
+from enigma.repository.reading import ReadingOwner
 from enigma.repository.repository import Repository
 from enigma.repository.sessions import Session
 from enigma.repository.store import read_marker
 from workers.engine import Engine
 from workers.objects import ObjectType
-from workers.owner import Checked, PackCheck, RangeRead, SealedPack
+from workers.owner import Checked, PackCheck
 
 RECORD_TYPES: dict[ObjectType, type[Record]] = {
     ObjectType.CONFIG: RepositoryConfig,
@@ -72,7 +75,7 @@ class Subset:
         if self.share is None and self.amount_bytes is None:
             return packs
         shuffled = packs[:]
-        random.Random(seed).shuffle(shuffled)
+        random.Random(seed).shuffle(shuffled)  # noqa: S311  a sample, not a secret
         if self.share is not None:
             return shuffled[: max(1, round(len(packs) * self.share))] if packs else []
         return list(_up_to(shuffled, self.amount_bytes or 0))
@@ -116,7 +119,7 @@ def verify(
 
 
 class _Verify:
-    """One run of `verify`; also the engine's owner while packs are read."""
+    """One run of `verify`."""
 
     def __init__(self, repository: Repository, session: Session, observer: Observer) -> None:
         self._repository = repository
@@ -156,7 +159,7 @@ class _Verify:
             for key in sorted(store.list(prefix)):
                 self._check_object(key)
         for key, expected in self._repository.keystore.objects().items():
-            self._check_copies(key, lambda data, expected=expected: data == expected)
+            self._check_copies(key, partial(hmac.compare_digest, expected))
 
     def _check_object(self, key: str) -> None:
         kind = RECORD_TYPES.get(names.type_of(key))
@@ -186,7 +189,9 @@ class _Verify:
 
     def _check_heads(self) -> None:
         """A snapshot that another one names, that nobody holds and no tombstone explains, was withheld or lost."""
-        held = {one.record.snapshot_id: head_of(one.record.snapshot_id, one.record) for one in self._manifest.snapshots()}
+        held = {
+            one.record.snapshot_id: head_of(one.record.snapshot_id, one.record) for one in self._manifest.snapshots()
+        }
         buried = {tomb.logical_id for tomb in self._repository.view.tombs().values()}
         for one in self._manifest.snapshots():
             for head in one.record.heads:
@@ -242,7 +247,8 @@ class _Verify:
         total_bytes = sum(pack.length_bytes for pack in packs)
         plan = self._repository.plan(largest_pack_bytes=largest)
         inline = total_bytes < plan.window_bytes
-        with Engine(plan, self, inline=inline) as engine:
+        owner = ReadingOwner(self._repository.fetch, self._session.beat_if_due)
+        with Engine(plan, owner, inline=inline) as engine:
             for checked in engine.check(_checks(packs)):
                 self._take(checked, total_bytes)
 
@@ -270,23 +276,6 @@ class _Verify:
     def _problem(self, subject: str, message: str) -> None:
         self._found.problems.append((subject, message))
         self._observer.problem(subject, message)
-
-    # ---- the engine's owner
-
-    def known(self, chunk_ids: list[bytes]) -> tuple[bytes, ...]:
-        return ()
-
-    def place(self, pack: SealedPack, content: memoryview) -> None:
-        raise AssertionError("a verify stores nothing")
-
-    def stored(self, pack: SealedPack) -> None:
-        raise AssertionError("a verify stores nothing")
-
-    def fetch(self, request: RangeRead | PackCheck, into: memoryview) -> None:
-        self._repository.fetch(request, into)
-
-    def tick(self) -> None:
-        self._session.beat_if_due()
 
 
 def _checks(packs: list[Pack]) -> Iterator[PackCheck]:

@@ -9,13 +9,13 @@ by one thread.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from enigma.clock import wall_ns
 from enigma.manifest.database import Database
 from enigma.manifest.journal import JournalPart
 from enigma.manifest.packs import PackPart
@@ -63,7 +63,7 @@ class Manifest(PackPart, StatePart, SnapshotPart, JournalPart):
         *,
         create: bool = False,
         readonly: bool = False,
-        clock_ns: Callable[[], int] = time.time_ns,
+        clock_ns: Callable[[], int] = wall_ns,
         busy_timeout_s: float = BUSY_TIMEOUT_S,
     ) -> Self:
         """Open the file, or (`create`) make it if it is not there; mode 0600.

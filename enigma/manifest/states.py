@@ -39,7 +39,7 @@ class StatePart(Part):
             self._keep_listing(pack_set, seen)
             missing_before = self._missing(pack_set)
             self._db.change(
-                f"UPDATE packs SET listed = {_IS_SEEN}"
+                f"UPDATE packs SET listed = {_IS_SEEN}"  # noqa: S608  a constant of this module
                 f" WHERE pack_set = ? AND index_id IS NOT NULL AND listed <> {_IS_SEEN}",
                 (pack_set,),
             )

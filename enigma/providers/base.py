@@ -81,7 +81,9 @@ def fetch(provider: Provider, key: str, *, limit_bytes: int = 1 << 30) -> bytes:
     """The whole object as bytes. Raises ObjectCorrupt if it is longer than any object of its kind may be."""
     length_bytes = provider.head(key).length_bytes
     if length_bytes > limit_bytes:
-        raise ObjectCorrupt(f"Object {key} at {provider.name} claims {length_bytes} bytes; nothing so large belongs here.")
+        raise ObjectCorrupt(
+            f"Object {key} at {provider.name} claims {length_bytes} bytes; nothing so large belongs here."
+        )
     buffer = bytearray(length_bytes)
     count = provider.get(key, memoryview(buffer))
     return bytes(memoryview(buffer)[:count])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
+from enigma.clock import wall_ns
 from enigma.errors import ObjectExists, ObjectMissing, ProviderError
 from enigma.providers.base import ObjectInfo, Provider, Traits
 
@@ -65,16 +65,16 @@ class _Stored:
 class MemoryProvider(Provider):
     """Keeps objects until the process ends: for dry runs and as the yardstick of the contract suite."""
 
-    def __init__(self, name: str, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, name: str, *, clock_ns: Callable[[], int] = wall_ns) -> None:
         self.name = name
         self.traits = Traits()
-        self._clock = clock
+        self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._objects: dict[str, _Stored] = {}
 
     def put(self, key: str, data: memoryview, *, if_absent: bool = False) -> None:
         check_key(key)
-        stored = _Stored(bytes(data), self._clock())
+        stored = _Stored(bytes(data), self._clock_ns() / 1e9)
         with self._lock:
             if if_absent and key in self._objects:
                 raise ObjectExists(f"Object {key} is already at {self.name}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from enigma.errors import ObjectCorrupt
 from enigma.model.ids import ObjectId
 from workers.objects import ObjectType, PackSet
@@ -36,6 +38,18 @@ TYPES = {
 
 def set_name(pack_set: int) -> str:
     return PackSet(pack_set).name.lower()
+
+
+_OURS = re.compile(
+    r"marker|config/\d{8}-ID|keys/(slot|data)-ID|packs/(backup|catalog|gateway)/[0-9a-f]{2}/ID(\.\d+)?"
+    r"|index/(backup|catalog|gateway)/ID|snapshots/ID|sessions/ID-\d{6}-ID|gc/(condemn|rescue|swept)-ID|fence/ID-ID"
+    r"|tomb/ID".replace("ID", "[0-9a-f]{32}")
+)
+
+
+def is_ours(key: str) -> bool:
+    """Whether Enigma gives such names; whatever else lies at a provider is left alone."""
+    return _OURS.fullmatch(key) is not None
 
 
 def config_key(generation: int, object_id: bytes) -> str:
@@ -102,6 +116,6 @@ def type_of(key: str) -> ObjectType:
 def generation_of(key: str) -> int:
     """Of a config's key. Raises ObjectCorrupt for a name Enigma never made."""
     try:
-        return int(key[len(CONFIGS) :].split("-")[0])
+        return int(key[len(CONFIGS) :].split("-", maxsplit=1)[0])
     except ValueError as exc:
         raise ObjectCorrupt(f"Object {key} has a name that Enigma never gives; move it away.") from exc

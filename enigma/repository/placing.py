@@ -46,9 +46,7 @@ class Placer:
             self._providers[provider_id].put(names.pack_key(pack_set, pack_id), content)
         return targets
 
-    def read(
-        self, pack_id: bytes, pack_set: int, provider_ids: Sequence[bytes], offset: int, into: memoryview
-    ) -> None:
+    def read(self, pack_id: bytes, pack_set: int, provider_ids: Sequence[bytes], offset: int, into: memoryview) -> None:
         """Fill `into` from the pack's first provider that can. Raises the last one's error, ObjectCorrupt if short."""
         key = names.pack_key(pack_set, pack_id)
         failure: ProviderError | ObjectCorrupt = ObjectMissing(f"Pack {key} is at no provider of this configuration.")

@@ -19,7 +19,7 @@ from enigma.repository.store import Keyring
 from workers.errors import SealBroken
 from workers.messages import Target
 from workers.opening import BlobOpener
-from workers.owner import RangeRead
+from workers.owner import PackCheck, RangeRead, SealedPack
 from workers.packs import BlobRecord
 from workers.plan import READ_BLOBS, READ_RANGE_BYTES
 
@@ -93,6 +93,23 @@ class BlobReader:
         return pack
 
 
+class ReadingOwner:
+    """The engine's owner while it only reads."""
+
+    def __init__(self, fetch: Callable[[RangeRead | PackCheck, memoryview], None], tick: Callable[[], None]) -> None:
+        self.fetch = fetch
+        self.tick = tick
+
+    def known(self, chunk_ids: list[bytes]) -> tuple[bytes, ...]:
+        return ()
+
+    def place(self, pack: SealedPack, content: memoryview) -> None:
+        raise AssertionError("a reader stores nothing")
+
+    def stored(self, pack: SealedPack) -> None:
+        raise AssertionError("a reader stores nothing")
+
+
 def record_of(chunk_id: bytes, at: Location) -> BlobRecord:
     """The table line of a located blob."""
     return BlobRecord(
@@ -121,7 +138,8 @@ def plan_reads(
                 mine.append(target)
         located = manifest.locate(list(targets))
         for chunk_id in targets.keys() - located.keys():
-            for target in targets[chunk_id] or [None]:
+            lost: list[Target | None] = [*targets[chunk_id]] or [None]
+            for target in lost:
                 missing(chunk_id, target)
         places = sorted(located.items(), key=lambda item: (item[1].pack_id, item[1].offset))
         for pack_id, group in groupby(places, key=lambda item: item[1].pack_id):

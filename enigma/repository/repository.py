@@ -1,9 +1,9 @@
 """A repository: made, opened, recovered. The one seam between what is stored and the rooms above.
 
-    config      the sealed truth: providers, placement, chunker with its secret seed
-    keystore    opens everything
-    providers   hold the objects; each carries a marker that says whose it is
-    manifest    the local view, rebuilt from the providers whenever it is lost
+config      the sealed truth: providers, placement, chunker with its secret seed
+keystore    opens everything
+providers   hold the objects; each carries a marker that says whose it is
+manifest    the local view, rebuilt from the providers whenever it is lost
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Repository:
         self.view = View(self.store, manifest)
         chunker = self.settings.chunker
         self.blobs = BlobReader(
-            self.repository_id, keystore, manifest, self.placer, chunker.max_bytes, lambda: self.view.refresh()
+            self.repository_id, keystore, manifest, self.placer, chunker.max_bytes, self.view.refresh
         )
 
     def session(self, kind: str) -> Session:
@@ -161,7 +161,9 @@ class Repository:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -237,9 +239,7 @@ def _found(config: Config, keystore: LocalKeystore, places: list[_Place], clock:
     store.put(names.config_key(record.generation, ObjectId.random()), record)
 
 
-def _settle(
-    config: Config, keystore: LocalKeystore, manifest: Manifest, places: list[_Place], clock: Clock
-) -> None:
+def _settle(config: Config, keystore: LocalKeystore, manifest: Manifest, places: list[_Place], clock: Clock) -> None:
     """Take what the TOML says into the sealed config, as far as that is still to be had."""
     ours = {place.provider_id: place.provider for place in places if place.ours}
     fresh = [place for place in places if not place.ours]
@@ -292,9 +292,7 @@ def _sync_keys(store: ObjectStore, keystore: LocalKeystore, *, give: bool) -> No
     """Take data keys that another machine made; with `give`, put back what a provider lacks of ours."""
     ours = keystore.objects()
     listed = [{info.key for info in provider.list(names.KEYS)} for provider in store.providers.values()]
-    foreign = {
-        key for keys in listed for key in keys if names.type_of(key) is ObjectType.DATA_KEY and key not in ours
-    }
+    foreign = {key for keys in listed for key in keys if names.type_of(key) is ObjectType.DATA_KEY and key not in ours}
     if foreign:
         keystore.add_objects({key: data for key in sorted(foreign) for data in _copies(store, key)})
     if give and any(ours.keys() - keys for keys in listed):

@@ -65,7 +65,9 @@ class Session:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.end()
 
     def reading(self, snapshot_ids: Iterable[bytes]) -> None:
@@ -139,4 +141,6 @@ class Session:
         """Boot time counts suspend, the wall clock counts what the boot clock can't; whichever moved more decides."""
         boot_ns, wall_ns = self._clock.boot_ns() - self._last_boot_ns, self._clock.wall_ns() - self._last_wall_ns
         if max(boot_ns, wall_ns) > LONGEST_SILENCE_NS:
-            raise SessionFenced("This run slept for over an hour and can't know what was deleted meanwhile; run it again.")
+            raise SessionFenced(
+                "This run slept for over an hour and can't know what was deleted meanwhile; run it again."
+            )

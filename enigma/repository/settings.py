@@ -59,9 +59,7 @@ def next_settings(
     )
 
 
-def _check_unchanged(
-    current: RepositoryConfig, config: Config, providers: Mapping[ProviderId, ProviderConfig]
-) -> None:
+def _check_unchanged(current: RepositoryConfig, config: Config, providers: Mapping[ProviderId, ProviderConfig]) -> None:
     if not _same_chunker(current.chunker, config):
         kind = "Cdc] target_size" if current.chunker.kind == CHUNKER_FASTCDC else "Fixed] size"
         raise ConfigError(

@@ -18,7 +18,7 @@ from enigma.errors import (
     ProviderError,
     ProviderUnavailable,
 )
-from enigma.model.ids import KeyId, ObjectId, ProviderId, RepositoryId
+from enigma.model.ids import KeyId, ProviderId, RepositoryId
 from enigma.model.records import Record, decode, encode
 from enigma.providers.base import ObjectInfo, Provider, fetch
 from enigma.repository import names
@@ -109,7 +109,8 @@ class ObjectStore:
         for provider in self.providers.values():
             try:
                 for info in provider.list(prefix):
-                    found.setdefault(info.key, info)
+                    if names.is_ours(info.key):
+                        found.setdefault(info.key, info)
                 answered += 1
             except ProviderError as exc:
                 failure = exc

@@ -28,6 +28,7 @@ class GcFacts:
 
     condemned: dict[bytes, frozenset[bytes]]  # condemnation -> packs that nobody rescued from it
 
+
 @dataclass(frozen=True, slots=True)
 class Refreshed:
     """What a refresh found. `problems` are objects that could not be read, one sentence each."""
@@ -80,8 +81,8 @@ class View:
         return {tomb.key: tomb for tomb in self._tombs.values()}
 
     def _keep_condemnations(self, facts: GcFacts) -> None:
-        for condemn_id in self._manifest.condemnations().keys() - facts.condemned.keys():
-            self._manifest.clear_condemned(condemn_id)
+        for settled_id in self._manifest.condemnations().keys() - facts.condemned.keys():
+            self._manifest.clear_condemned(settled_id)
         for condemn_id, pack_ids in facts.condemned.items():
             self._manifest.clear_condemned(condemn_id)
             self._manifest.set_condemned(condemn_id, pack_ids)
@@ -98,10 +99,12 @@ class View:
         return frozenset(tomb.key for tomb in self._tombs.values())
 
     def _read_facts(self) -> None:
-        kinds = {ObjectType.CONDEMN: CondemnRecord, ObjectType.RESCUE: RescueRecord}
         for key in self._store.list(names.GC).keys() - self._facts.keys():
-            kind = kinds.get(names.type_of(key))
-            record = self._try_get(key, kind) if kind else None
+            record: CondemnRecord | RescueRecord | None = None
+            if names.type_of(key) is ObjectType.CONDEMN:
+                record = self._try_get(key, CondemnRecord)
+            elif names.type_of(key) is ObjectType.RESCUE:
+                record = self._try_get(key, RescueRecord)
             if record is not None:
                 self._facts[key] = record
 

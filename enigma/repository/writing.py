@@ -22,7 +22,7 @@ from enigma.model.records import IndexedPack, IndexRecord, SnapshotRecord
 from enigma.repository import names
 from enigma.repository.sessions import Session
 from workers.objects import PackSet
-from workers.owner import RangeRead, SealedPack
+from workers.owner import PackCheck, RangeRead, SealedPack
 from workers.packs import PackSpec, iter_records
 from workers.sealer import Sealer
 
@@ -86,7 +86,7 @@ class Writer:
         if self._unindexed_bytes >= INDEX_RECORDS_BYTES:
             self.write_indexes()
 
-    def fetch(self, request: RangeRead, into: memoryview) -> None:
+    def fetch(self, request: RangeRead | PackCheck, into: memoryview) -> None:
         self._repository.fetch(request, into)
 
     def tick(self) -> None:

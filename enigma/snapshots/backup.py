@@ -42,8 +42,6 @@ CHECKPOINT_S = 300.0
 class Observer(Protocol):
     """Who watches a backup. Called from its one thread."""
 
-    def began(self, path: bytes) -> None: ...
-
     def read(self, length_bytes: int) -> None:
         """File bytes were read and stored, or found to be known."""
 
@@ -163,7 +161,9 @@ class _Backup:
     def _tree_items(self) -> Iterator[Item]:
         spec = self._spec
         readers = [self._reader(parent) for parent in self._parents]
-        parents = Parents(readers, self._writer.known, self._repository.blobs, lambda text: self._observer.warn(b"", text))
+        parents = Parents(
+            readers, self._writer.known, self._repository.blobs, lambda text: self._observer.warn(b"", text)
+        )
         for found in walk(spec.sources, spec.excludes, one_file_system=spec.one_file_system, on_error=self._unreadable):
             parent = parents.at(found.path)
             if found.kind is Kind.FILE:
@@ -220,7 +220,11 @@ class _Backup:
         content, depth = refs.finish()
         if tag.found is None:
             facts = written.facts
-            self._add(self._maker.from_stream(self._spec.stream_name, facts.size, content, depth, self._repository.clock.wall_ns()))
+            self._add(
+                self._maker.from_stream(
+                    self._spec.stream_name, facts.size, content, depth, self._repository.clock.wall_ns()
+                )
+            )
         else:
             self._take_file(tag.found, written.facts, content, depth)
 

@@ -20,14 +20,14 @@ from enigma.errors import EnigmaError, ObjectCorrupt, TargetError
 from enigma.manifest import Snapshot
 from enigma.model.entries import Entry, Kind
 from enigma.repository.catalog import content_refs
-from enigma.repository.reading import Wanted, plan_reads
+from enigma.repository.reading import ReadingOwner, Wanted, plan_reads
 from enigma.repository.repository import Repository
 from enigma.repository.sessions import Session
 from enigma.snapshots.selection import STAT_TYPES, Selection, with_parents
 from workers.attributes import Attributes
 from workers.engine import Engine
 from workers.messages import FinishFile, Target
-from workers.owner import Opened, PackCheck, RangeRead, SealedPack
+from workers.owner import Opened
 from workers.targets import TargetTree, UnsafeTarget
 
 INLINE_BYTES = 32 << 20
@@ -93,33 +93,10 @@ def restore(
     record = snapshot.record
     inline = selection.everything and record.content_bytes <= INLINE_BYTES and record.file_count <= INLINE_FILES
     with tree:
-        owner = _Owner(repository, session)
+        owner = ReadingOwner(repository.fetch, session.beat_if_due)
         with Engine(repository.plan(target_root=target), owner, inline=inline) as engine:
             run = _Restore(repository, tree, engine, overwrite, observer)
             return run.run(with_parents(repository, snapshot, selection))
-
-
-class _Owner:
-    """The engine's owner while it only reads."""
-
-    def __init__(self, repository: Repository, session: Session) -> None:
-        self._repository = repository
-        self._session = session
-
-    def known(self, chunk_ids: list[bytes]) -> tuple[bytes, ...]:
-        return ()
-
-    def place(self, pack: SealedPack, content: memoryview) -> None:
-        raise AssertionError("a restore stores nothing")
-
-    def stored(self, pack: SealedPack) -> None:
-        raise AssertionError("a restore stores nothing")
-
-    def fetch(self, request: RangeRead | PackCheck, into: memoryview) -> None:
-        self._repository.fetch(request, into)
-
-    def tick(self) -> None:
-        self._session.beat_if_due()
 
 
 class _Restore:
@@ -245,7 +222,7 @@ class _Restore:
     def _take(self, opened: Opened) -> None:
         if opened.failure is not None and not isinstance(opened.failure, EnigmaError):
             raise opened.failure
-        bad = {index: message for index, message in opened.errors}
+        bad = dict(opened.errors)
         self._done.warnings += len(opened.warnings)
         for warning in opened.warnings:
             self._observer.warn(b"", warning)
@@ -272,9 +249,10 @@ class _Restore:
                 plain = memoryview(self._repository.blobs.get(chunk_id, length_bytes))
                 if target.whole is not None:
                     whole, opened = target.whole, self._open[target.path]
-                    self._warn(opened.entry.path, self._tree.write_whole(
-                        target.path, plain, whole, sparse=target.sparse, replace=target.replace
-                    ))
+                    self._warn(
+                        opened.entry.path,
+                        self._tree.write_whole(target.path, plain, whole, sparse=target.sparse, replace=target.replace),
+                    )
                 else:
                     self._tree.write_part(target.path, target.offset, plain, sparse=target.sparse)
                 self._part_done(target.path)

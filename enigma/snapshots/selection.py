@@ -99,35 +99,26 @@ def selected(repository: Repository, snapshot: Snapshot, selection: Selection) -
 
 def with_parents(repository: Repository, snapshot: Snapshot, selection: Selection) -> Iterator[Entry]:
     """As `selected`, each entry after the directories above it, so that a tree can be rebuilt from what comes."""
-    if selection.everything:
-        yield from selected(repository, snapshot, selection)
-        return
     record = snapshot.record
     reader = CatalogReader(Root(record.root, record.root_bytes, record.depth), repository.blobs.get)
-    above: list[Entry] = []  # directories on the way to the present path that were not yielded yet
-    emitted: set[bytes] = set()
-    start = selection.prefix
-    if start:
-        parts = start.split(b"/")
-        for count in range(len(parts)):
-            directory = reader.find(b"/".join(parts[:count]))
-            if directory is not None:
-                above.append(directory)
-    for entry in reader.entries(start):
+    above = _directories_to(reader, selection.prefix)  # on the way to the present path, not yielded yet
+    for entry in reader.entries(selection.prefix):
         if selection.is_past(entry.path):
             return
         above = [one for one in above if _is_above(one.path, entry.path)]
         if selection.matches(entry.path):
-            for directory in above:
-                if directory.path not in emitted:
-                    emitted.add(directory.path)
-                    yield directory
-            if entry.path not in emitted:
-                yield entry
-            if entry.kind == Kind.DIRECTORY:
-                emitted.add(entry.path)
-        if entry.kind == Kind.DIRECTORY and entry.path not in [one.path for one in above]:
+            yield from above
+            above = []
+            yield entry
+        elif entry.kind == Kind.DIRECTORY and (not above or above[-1].path < entry.path):
             above.append(entry)
+
+
+def _directories_to(reader: CatalogReader, prefix: bytes) -> list[Entry]:
+    """The directories above a prefix, which lie in earlier leaves."""
+    parts = prefix.split(b"/") if prefix else []
+    found = (reader.find(b"/".join(parts[:count])) for count in range(len(parts)))
+    return [entry for entry in found if entry is not None]
 
 
 def _is_above(directory: bytes, path: bytes) -> bool:

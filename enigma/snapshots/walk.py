@@ -149,7 +149,7 @@ def _sorted_names(directory: bytes) -> Iterable[bytes]:
 
 def _spill(runs: ExitStack, names: list[bytes]) -> Iterator[bytes]:
     """A sorted run on disk. Names are ended by a zero byte, which no name holds."""
-    file = runs.enter_context(tempfile.TemporaryFile())
+    file = runs.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  the stack closes it
     file.writelines(name + b"\0" for name in sorted(names))
     file.seek(0)
 

@@ -20,7 +20,9 @@ KEY_ID = b"k" * 16
 DATA_KEY = b"d" * 32
 
 
-def plan_for(workers: int = 2, *, target_bytes: int = 64 << 10, pack_bytes: int = 4 << 20, level: int = 3) -> EnginePlan:
+def plan_for(
+    workers: int = 2, *, target_bytes: int = 64 << 10, pack_bytes: int = 4 << 20, level: int = 3
+) -> EnginePlan:
     """Small chunks and packs, so that little data exercises everything."""
     header = Header(ObjectType.PACK, REPOSITORY_ID, bytes(16), KEY_ID, PackSet.BACKUP)
     return EnginePlan(

@@ -114,7 +114,12 @@ def test_what_was_written_reads_back_identical(tree: list[Path], tmp_path: Path,
             goes_to = Target(os.fsencode(path.name), offset)
             requests.append(
                 RangeRead(
-                    pack.pack_id, pack.pack_set, pack.key_id, record.offset, record.stored_bytes, ((record, (goes_to,)),)
+                    pack.pack_id,
+                    pack.pack_set,
+                    pack.key_id,
+                    record.offset,
+                    record.stored_bytes,
+                    ((record, (goes_to,)),),
                 )
             )
             offset += record.plain_bytes

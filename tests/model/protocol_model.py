@@ -350,9 +350,9 @@ class Session:
                 self.world.delete(provider, key)
                 yield f"delete {key} at {provider.name}"
 
-    def bury(self, key: str) -> Steps:
+    def bury(self, key: str, writer: str) -> Steps:
         if self.rules.tombstone_before_delete:
-            yield from self.put(f"tomb/{key}", key)
+            yield from self.put(f"tomb/{key}", writer)
         yield from self.delete(key)
 
     # The session object and its heartbeats.
@@ -519,9 +519,12 @@ class Forget(Session):
         self.snapshot = snapshot
 
     def run(self) -> Steps:
+        view = yield from self.look("snapshots/ tomb/")
+        if self.snapshot not in view.standing("snapshots/"):
+            return
         self.world.forgotten.add(self.snapshot)
         if self.rules.tombstone_before_delete:
-            yield from self.put(f"tomb/{self.snapshot}", self.snapshot)
+            yield from self.put(f"tomb/{self.snapshot}", view.body[self.snapshot].sid)
         view = yield from self.look("sessions/ fence/")
         read = {key for beat in view.heartbeats().values() for key in beat.reads}
         if not self.rules.forget_spares_what_is_read or self.snapshot not in read:
@@ -635,9 +638,9 @@ class Collect(Session):
         yield from self.adopt(view, safe)
         for key, index in view.standing("index/").items():
             if index.pack in doomed:
-                yield from self.bury(key)
-        for pack in sorted(doomed):
-            yield from self.bury(pack)
+                yield from self.bury(key, index.sid)
+        for pack in sorted(doomed & set(view.body)):
+            yield from self.bury(pack, view.body[pack].sid)
         yield from self.tidy(view)
         return doomed
 
@@ -660,7 +663,7 @@ class Collect(Session):
 
     def tidy(self, view: View) -> Steps:
         """Delete again what came back behind its tombstone; drop tombstones of what is listed nowhere."""
-        read = self.read(view)
+        read, writing = self.read(view), set(view.heartbeats()) if self.rules.tombstone_outlives_writer else set()
         for tomb in [k for k in view.body if k.startswith("tomb/")]:
             key = tomb.removeprefix("tomb/")
             if key in view.copies:
@@ -668,7 +671,7 @@ class Collect(Session):
                     yield from self.delete(key)
                 if not self.rules.tombstone_kept_until_all_listed_without:
                     yield from self.delete(tomb)
-            elif self.age(view, tomb) > SILENCE:
+            elif self.age(view, tomb) > SILENCE and view.body[tomb] not in writing:
                 yield from self.delete(tomb)
 
 
