@@ -50,24 +50,25 @@ class TargetTree:
                 return None
             raise
 
-    def exists(self, path: bytes) -> bool:
-        return self.lstat(path) is not None
-
     # ---- directories and what is not a file
 
-    def make_directory(self, path: bytes, *, replace: bool) -> None:
-        """Make it, or take the one that is there. Something else there is removed if it may be."""
+    def make_directory(self, path: bytes, *, replace: bool) -> bool:
+        """Make it, or take the one that is there; whether it is new, and so empty.
+
+        Something else in its place is removed if it may be.
+        """
         directory_fd, name = self._place(path)
         try:
             os.mkdir(name, 0o700, dir_fd=directory_fd)
         except FileExistsError:
             there = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
             if stat.S_ISDIR(there.st_mode):
-                return
+                return False
             if not replace:
                 raise UnsafeTarget("something that is no directory is in the way") from None
             os.unlink(name, dir_fd=directory_fd)
             os.mkdir(name, 0o700, dir_fd=directory_fd)
+        return True
 
     def set_directory(self, path: bytes, attributes: Attributes) -> list[str]:
         return apply(self._directory(path), attributes)

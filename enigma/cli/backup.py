@@ -45,6 +45,10 @@ def run(ctx: Context, args: Args) -> int:
         return _report(ctx, repository, result)
 
 
+SHOW_EVERY_FILES = 128  # the bar looks at the clock this often, not for each of a million files
+SHOW_EVERY_BYTES = 16 << 20
+
+
 class _Watcher:
     """Turns what a backup reports into progress and warnings."""
 
@@ -57,11 +61,12 @@ class _Watcher:
 
     def read(self, length_bytes: int) -> None:
         self._read_bytes += length_bytes
-        self._show()
+        if self._read_bytes - self._bar.state.length_bytes >= SHOW_EVERY_BYTES:
+            self._show()
 
-    def entry(self, *, changed: bool) -> None:
+    def entry(self) -> None:
         self._files += 1
-        if self._files % 64 == 0:
+        if self._files % SHOW_EVERY_FILES == 0:
             self._show()
 
     def warn(self, path: bytes, message: str) -> None:

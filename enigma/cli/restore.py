@@ -66,14 +66,22 @@ def run(ctx: Context, args: Args) -> int:
     return EXIT_FAILED if done.failed else EXIT_DONE
 
 
+SHOW_EVERY_FILES = 128  # the bar looks at the clock this often, not for each of a million files
+SHOW_EVERY_BYTES = 16 << 20
+
+
 class _Watcher:
     def __init__(self, ctx: Context, bar: ProgressBar) -> None:
         self._ctx = ctx
         self._bar = bar
+        self._files = 0
+        self._bytes = 0
 
-    def restored(self, files: int, length_bytes: int) -> None:
-        state = self._bar.state
-        self._bar.advance(files=state.files + files, length_bytes=state.length_bytes + length_bytes)
+    def restored(self, length_bytes: int) -> None:
+        self._files += 1
+        self._bytes += length_bytes
+        if self._files % SHOW_EVERY_FILES == 0 or self._bytes - self._bar.state.length_bytes >= SHOW_EVERY_BYTES:
+            self._bar.advance(files=self._files, length_bytes=self._bytes)
 
     def warn(self, path: bytes, message: str) -> None:
         name = path_text(path)

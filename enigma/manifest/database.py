@@ -24,7 +24,7 @@ from enigma.manifest.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
 Row = tuple[Any, ...]
 
 CLEAN_KEY = "clean"
-_CACHE_KIB = 65_536  # pages of `blobs` are touched at random: what does not fit costs a read per chunk
+_CACHE_KIB = 32_768  # pages of `blobs` are touched at random: what does not fit costs a read per chunk
 _CHECKPOINT_PAGES = 4_000  # the same page is written many times: a longer log folds more of them into one write
 _LOG_LIMIT_BYTES = 64 << 20
 

@@ -24,7 +24,7 @@ from workers.packs import BlobRecord
 from workers.plan import READ_BLOBS, READ_RANGE_BYTES
 
 GAP_BYTES = 256 << 10
-PLAN_REFERENCES = 50_000
+PLAN_REFERENCES = 16_384
 MESSAGE_COST_BYTES = 40_000
 CATALOG_CACHE_PACKS = 3
 

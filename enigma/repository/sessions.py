@@ -59,6 +59,7 @@ class Session:
     def __enter__(self) -> Self:
         self._put()
         try:
+            self._manifest.forget_unindexed(self.session_id)
             self.refreshed = self._take_in(self._view.refresh())
         except BaseException:
             self.end()

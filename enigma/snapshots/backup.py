@@ -21,10 +21,10 @@ from typing import NamedTuple, Protocol
 from enigma import __version__
 from enigma.errors import ProviderError, SourceError
 from enigma.manifest import Snapshot
-from enigma.model.entries import Entry, Kind, chunk_refs
+from enigma.model.entries import CHUNK_REF_BYTES, Entry, Kind, chunk_refs
 from enigma.model.ids import SnapshotId
 from enigma.model.records import Head, SnapshotRecord, head_of
-from enigma.repository.catalog import CatalogReader, CatalogWriter, ChunkListWriter, Origin, Root
+from enigma.repository.catalog import LIST_REFS, CatalogReader, CatalogWriter, ChunkListWriter, Origin, Root
 from enigma.repository.repository import Repository
 from enigma.repository.sessions import Session
 from enigma.repository.writing import Writer
@@ -45,7 +45,8 @@ class Observer(Protocol):
     def read(self, length_bytes: int) -> None:
         """File bytes were read and stored, or found to be known."""
 
-    def entry(self, *, changed: bool) -> None: ...
+    def entry(self) -> None:
+        """One more entry is in the catalog."""
 
     def warn(self, path: bytes, message: str) -> None: ...
 
@@ -207,26 +208,28 @@ class _Backup:
         elif tag.link_of is not None and tag.found is not None:
             self._take_link(tag.found, self._links[tag.link_of])
         elif tag.entry is not None:
-            self._add(tag.entry, tag.origin, changed=tag.origin is None)
+            self._add(tag.entry, tag.origin)
 
     def _take_content(self, tag: _Tag, written: Written) -> None:
-        """A piece of a file that was read, or its end."""
-        refs = self._lists.setdefault(id(tag), ChunkListWriter(self._writer.catalog.put))
-        refs.add(written.content)
+        """A piece of a file that was read, or its end. Most files come in one piece."""
+        facts = written.facts
         self._observer.read(_length_bytes(written.content))
-        if written.facts is None:
-            return
-        del self._lists[id(tag)]
-        content, depth = refs.finish()
+        if facts is None or id(tag) in self._lists or len(written.content) > LIST_REFS * CHUNK_REF_BYTES:
+            refs = self._lists.setdefault(id(tag), ChunkListWriter(self._writer.catalog.put))
+            refs.add(written.content)
+            if facts is None:
+                return
+            content, depth = self._lists.pop(id(tag)).finish()
+        else:
+            content, depth = written.content, 0
         if tag.found is None:
-            facts = written.facts
             self._add(
                 self._maker.from_stream(
                     self._spec.stream_name, facts.size, content, depth, self._repository.clock.wall_ns()
                 )
             )
         else:
-            self._take_file(tag.found, written.facts, content, depth)
+            self._take_file(tag.found, facts, content, depth)
 
     def _take_file(self, found: Found, facts: FileFacts, content: bytes, depth: int) -> None:
         self._counts.read_files += 1
@@ -249,14 +252,14 @@ class _Backup:
             return
         self._add(self._maker.further_link(found, group.entry))
 
-    def _add(self, entry: Entry, origin: Origin | None = None, *, changed: bool = True) -> None:
+    def _add(self, entry: Entry, origin: Origin | None = None) -> None:
         self._catalog.add(entry, origin)
         counts = self._counts
         counts.entries += 1
         if entry.kind == Kind.FILE:
             counts.files += 1
             counts.content_bytes += entry.size
-        self._observer.entry(changed=changed)
+        self._observer.entry()
 
     def _unreadable(self, path: bytes, error: OSError) -> None:
         self._counts.unreadable += 1

@@ -48,7 +48,8 @@ class Overwrite(StrEnum):
 class Observer(Protocol):
     """Who watches a restore."""
 
-    def restored(self, files: int, length_bytes: int) -> None: ...
+    def restored(self, length_bytes: int) -> None:
+        """One more file is in place."""
 
     def warn(self, path: bytes, message: str) -> None: ...
 
@@ -110,9 +111,9 @@ class _Restore:
         self._engine = engine
         self._overwrite = overwrite
         self._observer = observer
-        self._as_root = os.geteuid() == 0
         self._done = Restored()
         self._directories: list[Entry] = []
+        self._fresh: set[bytes] = set()  # directories made by this run: nothing of somebody else's is in them
         self._open: dict[bytes, _Open] = {}  # by the name that is written to
         self._finish: list[FinishFile] = []
         self._first_names: dict[int, bytes] = {}
@@ -146,12 +147,12 @@ class _Restore:
                 self._fail(entry.path, exc)
 
     def _make_directory(self, entry: Entry) -> None:
-        if entry.path:
-            self._tree.make_directory(entry.path, replace=self._overwrite is not Overwrite.NEVER)
+        if entry.path and self._tree.make_directory(entry.path, replace=self._overwrite is not Overwrite.NEVER):
+            self._fresh.add(entry.path)
         self._directories.append(entry)
 
     def _make_other(self, entry: Entry) -> None:
-        if self._is_further_link(entry) or not self._may_write(entry):
+        if self._is_further_link(entry) or not self._may_write(entry, self._there(entry)):
             return
         attributes = self._attributes(entry)
         if entry.kind == Kind.SYMLINK:
@@ -161,9 +162,10 @@ class _Restore:
         self._warn(entry.path, warnings)
 
     def _file(self, entry: Entry) -> Iterator[Wanted]:
-        if self._is_further_link(entry) or not self._may_write(entry):
+        there = self._there(entry)
+        if self._is_further_link(entry) or not self._may_write(entry, there):
             return
-        replaces = self._tree.exists(entry.path)
+        replaces = there is not None
         attributes = self._attributes(entry)
         fits = sum(len(value) for _, value in attributes.xattrs) <= INLINE_XATTR_BYTES
         refs = content_refs(entry, self._repository.blobs.get)
@@ -188,9 +190,12 @@ class _Restore:
             offset += length_bytes
         self._part_done(temporary)
 
-    def _may_write(self, entry: Entry) -> bool:
+    def _there(self, entry: Entry) -> os.stat_result | None:
+        """What is at the entry's place already; not even looked for in a directory that this run has made."""
+        return None if entry.path.rpartition(b"/")[0] in self._fresh else self._tree.lstat(entry.path)
+
+    def _may_write(self, entry: Entry, there: os.stat_result | None) -> bool:
         """The overwrite rule against what is there. A directory in the way is an error of its own."""
-        there = self._tree.lstat(entry.path)
         if there is None:
             return True
         rule = self._overwrite
@@ -299,7 +304,7 @@ class _Restore:
             try:
                 if first in self._done.failed:
                     raise ObjectCorrupt("its first name could not be restored")
-                if self._may_write(entry):
+                if self._may_write(entry, self._there(entry)):
                     self._tree.make_hard_link(entry.path, first, replace=True)
                     self._restored(entry)
             except (OSError, UnsafeTarget, EnigmaError) as exc:
@@ -326,7 +331,7 @@ class _Restore:
         if entry.kind == Kind.FILE:
             self._done.files += 1
             self._done.content_bytes += entry.size
-            self._observer.restored(1, entry.size)
+            self._observer.restored(entry.size)
 
     def _warn(self, path: bytes, warnings: list[str]) -> None:
         self._done.warnings += len(warnings)
