@@ -43,7 +43,7 @@ class ChunkStrategy:
     """How new repositories cut files: content-defined around a target, or at fixed sizes."""
 
     kind: Literal["Cdc", "Fixed"] = "Cdc"
-    target_bytes: int = 4 << 20
+    target_bytes: int = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

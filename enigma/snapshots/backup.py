@@ -141,7 +141,7 @@ class _Backup:
         self._snapshot_id = SnapshotId.random()
         self._started_ns = self._repository.clock.wall_ns()
         self._checkpoint_at_s = self._now_s() + spec.checkpoint_s
-        self._checkpoint_at_bytes = 0
+        self._checkpoint_at_files = 0
         self._checkpoints: list[Snapshot] = []
 
     def run(self) -> BackupResult:
@@ -277,11 +277,11 @@ class _Backup:
         if self._now_s() < self._checkpoint_at_s:
             return
         self._checkpoint_at_s = self._now_s() + self._spec.checkpoint_s
-        if self._writer.stored_bytes == self._checkpoint_at_bytes:
+        if self._counts.read_files == self._checkpoint_at_files:
             return
         self._engine.flush()
         checkpoint = self._writer.commit(self._record(self._catalog.checkpoint(), complete=False))
-        self._checkpoint_at_bytes = self._writer.stored_bytes
+        self._checkpoint_at_files = self._counts.read_files
         self._drop_checkpoints()
         self._checkpoints.append(checkpoint)
 

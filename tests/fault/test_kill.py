@@ -124,6 +124,8 @@ def test_killed_backup_harms_no_snapshot_and_the_next_one_is_whole(program, tree
     print(f"{victim.__name__}: {hits[True]} killed, {hits[False]} had ended before")
     assert hits[True] >= ROUNDS // 6
     assert known <= standing(program)
-    other = another_machine(program, tmp_path / "other")  # whole packs that a killed run left unlisted come back as well
+    other = another_machine(
+        program, tmp_path / "other"
+    )  # whole packs that a killed run left unlisted come back as well
     other.verify("--read-data")
     other.restores("latest", tree.root, tmp_path / "restored")
