@@ -1,0 +1,147 @@
+"""Measuring: seconds, CPU seconds of a process with its children, peak memory of a process tree, medians."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLE_EVERY_S = 0.05
+MADV_HUGEPAGE = 14
+MIB = 1 << 20
+
+
+class ProgramFailed(Exception):
+    """A measured program did not end as it should; its figures would mean nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of some repeats, with their extremes."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a program. `cpu_s` and `peak_bytes` (PSS) include every process it started."""
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+
+
+def seconds_of(action: Callable[[], object], *, least_s: float = 0.2, repeats: int = 3) -> float:
+    """Median seconds of one call. Calls until `least_s` have passed, `repeats` times, after one call not counted."""
+    action()
+    samples = []
+    for _ in range(repeats):
+        calls, started_s = 0, time.perf_counter()
+        while True:
+            action()
+            calls += 1
+            took_s = time.perf_counter() - started_s
+            if took_s >= least_s:
+                break
+        samples.append(took_s / calls)
+    return statistics.median(samples)
+
+
+def mapped(length_bytes: int) -> memoryview:
+    """Page-aligned private memory, touched, so that no page fault is measured as something else."""
+    memory = mmap.mmap(-1, max(length_bytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(MADV_HUGEPAGE)
+    for at in range(0, length_bytes, mmap.PAGESIZE):
+        memory[at] = 0
+    return memoryview(memory)[:length_bytes]
+
+
+def run_program(
+    words: Sequence[str], *, env: Mapping[str, str], cwd: Path, good: Sequence[int] = (0,)
+) -> tuple[Run, bytes]:
+    """Run to its end; its standard output too. Raises ProgramFailed with the end of what it said."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        started_s = time.perf_counter()
+        process = subprocess.Popen(words, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        with peak_of(process.pid) as peak:
+            _, status, usage = os.wait4(process.pid, 0)
+            wall_s = time.perf_counter() - started_s
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        said = out.read()
+        if process.returncode not in good:
+            complaint = (err.read() or said)[-1500:].decode("utf-8", "replace")
+            raise ProgramFailed(f"{' '.join(words[:4])} ... ended with {process.returncode}:\n{complaint}")
+    return Run(wall_s, usage.ru_utime + usage.ru_stime, peak.peak_bytes), said
+
+
+class Peak:
+    """The largest sum seen of the proportional set sizes of a process and its descendants."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak_bytes = 0
+        self._pid = pid
+
+    def sample(self) -> None:
+        self.peak_bytes = max(self.peak_bytes, sum(map(pss_bytes, [self._pid, *descendants(self._pid)])))
+
+
+@contextlib.contextmanager
+def peak_of(pid: int) -> Iterator[Peak]:
+    """Samples on a thread while the block runs. Sampling costs the measured program nothing but its page-table locks."""
+    peak, stop = Peak(pid), threading.Event()
+
+    def watch() -> None:
+        peak.sample()
+        while not stop.wait(SAMPLE_EVERY_S):
+            peak.sample()
+
+    thread = threading.Thread(target=watch, name="peak", daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, and theirs, that live now."""
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+                found += [int(child), *descendants(int(child))]
+    except OSError:  # gone between two looks
+        return found
+    return found
+
+
+def pss_bytes(pid: int) -> int:
+    """Proportional set size: a page shared by n processes counts as an n-th in each. 0 for a process that is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def drop_writes() -> None:
+    """Wait until what earlier runs wrote is on disk, so that its writing is not charged to the next one."""
+    os.sync()
