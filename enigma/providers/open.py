@@ -8,6 +8,10 @@ from pathlib import Path
 from enigma.config import ProviderConfig
 from enigma.errors import ConfigError, ProviderUnavailable
 from enigma.providers.base import Provider
+from enigma.providers.retry import RetryProvider
+
+
+LOCAL_DEADLINE_S = 2.0  # a folder that is away seldom comes back by waiting
 
 
 def open_provider(settings: ProviderConfig, *, create: bool = False) -> Provider:
@@ -32,7 +36,7 @@ def _local(settings: ProviderConfig, create: bool) -> Provider:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise ProviderUnavailable(f"Can't make the folder {root} of {settings.name}: {exc.strerror}.") from exc
-    return LocalProvider(settings.name, root)
+    return RetryProvider(LocalProvider(settings.name, root), deadline_s=LOCAL_DEADLINE_S)
 
 
 FACTORIES: dict[str, Callable[[ProviderConfig, bool], Provider]] = {"Local": _local}

@@ -1,0 +1,307 @@
+"""What a run could take at best: the seconds its bytes need at the stages' speeds, measured on a sample of the tree.
+
+    backup   CPU = read + cut + SHA-256 of all bytes + (compress + prove + seal) of the new bytes + xxh3 of the packs
+    restore  CPU = read the packs + (open + decompress + SHA-256) of the new bytes + write all files
+    verify   CPU = read the packs + xxh3 of them + (open + decompress + SHA-256) of the new bytes
+
+    limit    = max(CPU / cores, packs / sink speed) for a backup, CPU / cores for the others
+
+A sample is made of whole small files and 16 MiB windows of larger ones, every n-th by size, so that the cost of small
+calls is in it. `prove` is the decompression and the two checksums by which the program checks every frame it makes.
+The sink is this disk, written to by the local provider itself: O_DIRECT from page-aligned memory, fsync, rename;
+it works beside the CPUs. Files are written through the page cache, as restore does. Nothing is counted for starting
+processes, walking, questions to the manifest, catalogs and commits: what the program loses there, the efficiency shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from bench.measure import MIB, mapped, seconds_of
+from bench.trees import Tree, regular_files
+from enigma.providers.local import LocalProvider
+from workers.chunking import Chunker, ChunkerSpec
+from workers.compression import Compressor, Decompressor
+from workers.plan import UPLOAD_THREADS, WINDOW_BYTES
+from workers.sealing import TAG_BYTES, Cipher
+
+SAMPLE_BYTES = 128 * MIB
+NONCE = bytes(12)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """`cpu_parts` are CPU seconds by stage; `sink_s` is 0 where nothing is written past the page cache."""
+
+    cpu_parts: dict[str, float]
+    sink_s: float
+    cores: int
+
+    @property
+    def seconds(self) -> float:
+        return max(sum(self.cpu_parts.values()) / self.cores, self.sink_s)
+
+    def text(self) -> str:
+        parts = " + ".join(f"{name} {part_s:.2f}" for name, part_s in self.cpu_parts.items())
+        cpu_s = sum(self.cpu_parts.values())
+        sink = f", sink {self.sink_s:.2f}" if self.sink_s else ""
+        return f"{self.seconds:.2f} s: CPU {cpu_s:.2f} / {self.cores} cores{sink}; {parts}"
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What a backup did, by its own account and by its repository: all bytes, those that were new, those stored."""
+
+    content_bytes: int
+    new_bytes: int
+    packs_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A small file, or one window of a large one."""
+
+    path: str
+    offset: int
+    length_bytes: int
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Seconds per byte of every stage on this tree: of plaintext, except `digest` and `fetch`, which are of packs."""
+
+    read: float
+    cut: float
+    sha256: float
+    compress: float
+    prove: float
+    seal: float
+    digest: float
+    fetch: float
+    open: float
+    decompress: float
+    write: float
+
+    def backup(self, amounts: Amounts, sink_bytes_per_s: float, cores: int) -> Limit:
+        whole, new, packs = amounts.content_bytes, amounts.new_bytes, amounts.packs_bytes
+        parts = {
+            "read": self.read * whole,
+            "cut": self.cut * whole,
+            "SHA-256": self.sha256 * whole,
+            "compress": self.compress * new,
+            "prove": self.prove * new,
+            "seal": self.seal * new,
+            "xxh3": self.digest * packs,
+        }
+        return Limit(parts, packs / sink_bytes_per_s, cores)
+
+    def restore(self, amounts: Amounts, cores: int) -> Limit:
+        parts = self._opening(amounts) | {"write": self.write * amounts.content_bytes}
+        return Limit(parts, 0.0, cores)
+
+    def verify(self, amounts: Amounts, cores: int) -> Limit:
+        return Limit(self._opening(amounts) | {"xxh3": self.digest * amounts.packs_bytes}, 0.0, cores)
+
+    def _opening(self, amounts: Amounts) -> dict[str, float]:
+        return {
+            "read": self.fetch * amounts.packs_bytes,
+            "open": self.open * amounts.new_bytes,
+            "decompress": self.decompress * amounts.new_bytes,
+            "SHA-256": self.sha256 * amounts.new_bytes,
+        }
+
+
+def measure_speeds(tree: Tree, work: Path, *, level: int, target_bytes: int, least_s: float) -> Speeds:
+    """Every stage over the sample, one after the other, on one core."""
+    return _Bench(sample(tree), work, level, target_bytes, least_s).speeds()
+
+
+def sample(tree: Tree) -> list[Piece]:
+    """Every n-th piece of the tree by size, some SAMPLE_BYTES together."""
+    pieces = []
+    for path in regular_files(tree.root):
+        size_bytes = os.path.getsize(path)
+        for offset in range(0, size_bytes, WINDOW_BYTES):
+            length_bytes = min(WINDOW_BYTES, size_bytes - offset)
+            pieces.append(Piece(path, offset, length_bytes, whole=length_bytes == size_bytes))
+    pieces.sort(key=lambda piece: (piece.length_bytes, piece.path, piece.offset))
+    step = max(1, round(tree.length_bytes / SAMPLE_BYTES))
+    return pieces[step // 2 :: step] or pieces
+
+
+def sink_speed(work: Path, pack_bytes: int, *, total_bytes: int) -> float:
+    """Bytes per second of the local provider on this disk: the median of three rounds, with its upload threads."""
+    speeds = sorted(_sink_round(work / "sink", pack_bytes, max(1, total_bytes // pack_bytes)) for _ in range(3))
+    return speeds[1]
+
+
+class _Bench:
+    """The stages on one sample. What one stage makes is kept in memory for the next."""
+
+    def __init__(self, pieces: list[Piece], work: Path, level: int, target_bytes: int, least_s: float) -> None:
+        self._pieces = pieces
+        self._work = work
+        self._least_s = least_s
+        self._chunker = Chunker(ChunkerSpec.fastcdc(target_bytes, seed=0x5EED))
+        self._compressor = Compressor(level)
+        self._decompressor = Decompressor()
+        self._cipher = Cipher(os.urandom(32))
+        self._length_bytes = sum(piece.length_bytes for piece in pieces)
+        self._memory = mapped(self._length_bytes)
+        self._starts: list[int] = []
+        for piece in pieces:
+            self._starts.append(self._starts[-1] + pieces[len(self._starts) - 1].length_bytes if self._starts else 0)
+
+    def speeds(self) -> Speeds:
+        read = self._per_byte(self._read)
+        contents = [self._memory[at : at + piece.length_bytes] for at, piece in zip(self._starts, self._pieces, strict=True)]
+        cut = self._per_byte(lambda: [self._chunker.cuts(content, final=True) for content in contents])
+        chunks = [chunk for content in contents for chunk in self._chunks(content)]
+        frames = [self._compressor.compress(chunk) for chunk in chunks]
+        stored = [chunk if frame is None else memoryview(frame) for chunk, frame in zip(chunks, frames, strict=True)]
+        pack = mapped(sum(len(one) + TAG_BYTES for one in stored))
+        places = _slices(pack, [len(one) + TAG_BYTES for one in stored])
+        scratch = mapped(max(map(len, places)))
+        return Speeds(
+            read=read,
+            cut=cut,
+            sha256=self._per_byte(lambda: [hashlib.sha256(chunk).digest() for chunk in chunks]),
+            compress=self._per_byte(lambda: _each(self._compressor.compress, chunks)),
+            prove=self._per_byte(lambda: self._prove(chunks, frames)),
+            seal=self._per_byte(lambda: self._seal(stored, places)),
+            digest=self._per_byte(lambda: xxhash.xxh3_128_digest(pack), of_bytes=len(pack)),
+            fetch=self._per_byte(lambda: _fetch(self._work / "packs", pack), of_bytes=len(pack)),
+            open=self._per_byte(lambda: self._open(places, scratch)),
+            decompress=self._per_byte(lambda: self._decompress(chunks, frames)),
+            write=self._per_byte(lambda: self._write(contents), prepare=self._clear),
+        )
+
+    def _per_byte(
+        self, action: Callable[[], object], *, of_bytes: int = 0, prepare: Callable[[], None] | None = None
+    ) -> float:
+        """Median seconds of the action over the sample, per byte of it. `prepare` runs before each call, uncounted."""
+        if prepare is None:
+            return seconds_of(action, least_s=self._least_s) / (of_bytes or self._length_bytes)
+        samples = []
+        for _ in range(4):
+            prepare()
+            started_s = time.perf_counter()
+            action()
+            samples.append(time.perf_counter() - started_s)
+        prepare()
+        return sorted(samples[1:])[1] / (of_bytes or self._length_bytes)
+
+    def _read(self) -> None:
+        for at, piece in zip(self._starts, self._pieces, strict=True):
+            fd = os.open(piece.path, os.O_RDONLY | os.O_CLOEXEC)
+            os.preadv(fd, [self._memory[at : at + piece.length_bytes]], piece.offset)
+            os.close(fd)
+
+    def _chunks(self, content: memoryview) -> list[memoryview]:
+        return _slices(content, self._chunker.cuts(content, final=True))
+
+    def _prove(self, chunks: list[memoryview], frames: list[bytes | None]) -> None:
+        for chunk, frame in zip(chunks, frames, strict=True):
+            if frame is not None:
+                again = self._decompressor.decompress(frame, len(chunk))
+                assert xxhash.xxh3_128_intdigest(again) == xxhash.xxh3_128_intdigest(chunk)
+
+    def _seal(self, stored: list[memoryview], places: list[memoryview]) -> None:
+        for content, place in zip(stored, places, strict=True):
+            self._cipher.seal_into(content, place, nonce=NONCE, aad=b"")
+
+    def _open(self, places: list[memoryview], scratch: memoryview) -> None:
+        for place in places:
+            self._cipher.open_into(place, scratch, nonce=NONCE, aad=b"")
+
+    def _decompress(self, chunks: list[memoryview], frames: list[bytes | None]) -> None:
+        for chunk, frame in zip(chunks, frames, strict=True):
+            if frame is not None:
+                self._decompressor.decompress(frame, len(chunk))
+
+    def _write(self, contents: list[memoryview]) -> None:
+        """Small files are made one by one, in folders of 256; windows go into one large file, one behind the other."""
+        folder, large_bytes = self._work / "written", 0
+        folder.mkdir(parents=True)
+        large_fd = os.open(folder / "large", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+        for number, (piece, content) in enumerate(zip(self._pieces, contents, strict=True)):
+            if not piece.whole:
+                large_bytes += os.pwrite(large_fd, content, large_bytes)
+                continue
+            if number % 256 == 0 or not (folder / str(number // 256)).exists():
+                (folder / str(number // 256)).mkdir(exist_ok=True)
+            _create(f"{folder}/{number // 256}/{number}", content)
+        os.close(large_fd)
+
+    def _clear(self) -> None:
+        shutil.rmtree(self._work / "written", ignore_errors=True)
+        os.sync()
+
+
+def _create(path: str, content: memoryview) -> None:
+    """What restore does for a small file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.pwrite(fd, content, 0)
+    os.fchmod(fd, 0o644)
+    os.utime(fd, ns=(1_600_000_000_000_000_000, 1_600_000_000_000_000_000))
+    os.close(fd)
+
+
+def _fetch(path: Path, room: memoryview) -> None:
+    """Read a file of packs out of the page cache; it is made by the first call, which is not counted."""
+    if not path.exists() or path.stat().st_size != len(room):
+        path.write_bytes(room)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    at = 0
+    while at < len(room):
+        at += os.preadv(fd, [room[at : at + (8 << 20)]], at)
+    os.close(fd)
+
+
+def _each(stage: Callable[[memoryview], object], chunks: list[memoryview]) -> None:
+    for chunk in chunks:
+        stage(chunk)
+
+
+def _slices(memory: memoryview, lengths: list[int]) -> list[memoryview]:
+    slices, at = [], 0
+    for length_bytes in lengths:
+        slices.append(memory[at : at + length_bytes])
+        at += length_bytes
+    return slices
+
+
+def _sink_round(root: Path, pack_bytes: int, packs: int) -> float:
+    root.mkdir(parents=True, exist_ok=True)
+    pack = mapped(pack_bytes)
+    with LocalProvider("bench", root) as provider:
+        provider.put("warm", pack)
+        left, lock = iter(range(packs)), threading.Lock()
+
+        def upload() -> None:
+            while True:
+                with lock:
+                    number = next(left, None)
+                if number is None:
+                    return
+                provider.put(f"packs/{number}", pack)
+
+        threads = [threading.Thread(target=upload) for _ in range(UPLOAD_THREADS)]
+        started_s = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        took_s = time.perf_counter() - started_s
+    shutil.rmtree(root)
+    return packs * pack_bytes / took_s
