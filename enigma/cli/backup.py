@@ -56,16 +56,22 @@ class _Watcher:
         self._ctx = ctx
         self._bar = bar
         self._files = 0
-        self._read_bytes = 0
+        self._bytes = 0
+        self._new_bytes = 0
         self._errors = 0
 
-    def read(self, length_bytes: int) -> None:
-        self._read_bytes += length_bytes
-        if self._read_bytes - self._bar.state.length_bytes >= SHOW_EVERY_BYTES:
+    def expect(self, content_bytes: int) -> None:
+        self._bar.advance(total_bytes=content_bytes)
+
+    def read(self, length_bytes: int, new_bytes: int) -> None:
+        self._bytes += length_bytes
+        self._new_bytes = new_bytes
+        if self._bytes - self._bar.state.length_bytes >= SHOW_EVERY_BYTES:
             self._show()
 
-    def entry(self) -> None:
+    def entry(self, inherited_bytes: int) -> None:
         self._files += 1
+        self._bytes += inherited_bytes
         if self._files % SHOW_EVERY_FILES == 0:
             self._show()
 
@@ -75,7 +81,9 @@ class _Watcher:
         self._ctx.output.warn(f"{name}: {message}" if path else message, path=name)
 
     def _show(self) -> None:
-        self._bar.advance(files=self._files, length_bytes=self._read_bytes, error_count=self._errors)
+        self._bar.advance(
+            files=self._files, length_bytes=self._bytes, new_bytes=self._new_bytes, error_count=self._errors
+        )
 
 
 def _spec(ctx: Context, args: Args) -> BackupSpec:

@@ -139,6 +139,7 @@ class _Verify:
             self._check_snapshot(snapshot)
         if read_data is not None:
             self._read_packs(read_data, seed)
+        self._manifest.audit("verify", f"{len(snapshots)} snapshots", f"{len(self._found.problems)} problems")
         return self._found
 
     # ---- small objects, at every provider

@@ -10,7 +10,6 @@ from enigma.errors import ConfigError, ProviderUnavailable
 from enigma.providers.base import Provider
 from enigma.providers.retry import RetryProvider
 
-
 LOCAL_DEADLINE_S = 2.0  # a folder that is away seldom comes back by waiting
 
 

@@ -26,6 +26,7 @@ from enigma.errors import (
     IntegrityError,
     KeyringError,
     Locked,
+    ObjectCorrupt,
     ObjectMissing,
     ProviderUnavailable,
     RepositoryExists,
@@ -38,6 +39,7 @@ from enigma.model.records import RepositoryConfig, TombRecord
 from enigma.providers.base import Provider, fetch
 from enigma.providers.open import open_provider
 from enigma.repository import names
+from enigma.repository.heads import heads
 from enigma.repository.placing import Placer
 from enigma.repository.reading import BlobReader
 from enigma.repository.sessions import Session
@@ -55,6 +57,7 @@ CATALOG_PACK_BYTES = 8 << 20
 # Larger packs mean fewer requests, and more memory: a repository grows into them.
 PACK_TARGETS = ((1 << 40, 32 << 20), (8 << 40, 64 << 20), (1 << 63, 128 << 20))
 KEY_OBJECT_LIMIT_BYTES = 1 << 20
+GENERATION_KEY = "generation"  # in the manifest: the highest configuration this machine has seen
 
 
 class Repository:
@@ -141,7 +144,12 @@ class Repository:
     def _bury(self, key: str, session_id: bytes, reason: str, *, logical_id: bytes = b"") -> None:
         """Tombstone first, at every provider; then the object. A crash between leaves it buried, not resurrected."""
         tomb = TombRecord(
-            key=key, session_id=session_id, created_ns=self.clock.wall_ns(), logical_id=logical_id, reason=reason
+            key=key,
+            session_id=session_id,
+            created_ns=self.clock.wall_ns(),
+            logical_id=logical_id,
+            reason=reason,
+            heads=heads(self.manifest),
         )
         self.store.put_everywhere(names.tomb_key(ObjectId.random()), tomb)
         self.store.delete(key)
@@ -193,6 +201,7 @@ def open_repository(
             raise _no_repository(places)
         _sync_keys(ObjectStore(keystore.repository_id, providers, keystore), keystore, give=settle)
         repository = Repository(config, keystore, providers, manifest, clock)
+        _check_not_rolled_back(repository)
         undo.pop_all()
         return repository
 
@@ -253,7 +262,9 @@ def _settle(config: Config, keystore: LocalKeystore, manifest: Manifest, places:
     store = ObjectStore(keystore.repository_id, ours, keystore)
     current = newest_config(store)
     has_snapshots = bool(store.list(names.SNAPSHOTS))
-    record = next_settings(current, config, _configs(places), clock.wall_ns(), has_snapshots=has_snapshots)
+    record = next_settings(
+        current, config, _configs(places), clock.wall_ns(), has_snapshots=has_snapshots, heads=heads(manifest)
+    )
     if record is None:
         return
     for place in fresh:
@@ -286,6 +297,19 @@ def put_keys(store: ObjectStore, keystore: LocalKeystore) -> None:
                 provider.put(key, memoryview(data))
             if not _holds(provider, key, data):
                 raise ProviderUnavailable(f"Provider {provider.name} does not give back the key copy {key}; try again.")
+
+
+def _check_not_rolled_back(repository: Repository) -> None:
+    """This machine never goes back to an older generation: whoever shows one is withholding the newer."""
+    seen = int(repository.manifest.meta_get(GENERATION_KEY) or b"0")
+    shown = repository.settings.generation
+    if shown < seen:
+        raise ObjectCorrupt(
+            f"The providers show configuration {shown}, but this machine has seen {seen}: one of them was set back or "
+            "withholds objects. `enigma recover` accepts what they show."
+        )
+    if shown > seen:
+        repository.manifest.meta_put(GENERATION_KEY, str(shown).encode())
 
 
 def _sync_keys(store: ObjectStore, keystore: LocalKeystore, *, give: bool) -> None:

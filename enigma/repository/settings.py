@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from enigma.config import Config, ProviderConfig
 from enigma.errors import ConfigError
 from enigma.model.ids import ProviderId
-from enigma.model.records import ChunkerRecord, Placement, ProviderRecord, RepositoryConfig, encode
+from enigma.model.records import ChunkerRecord, Head, Placement, ProviderRecord, RepositoryConfig, encode
 from workers.chunking import CHUNKER_FASTCDC, ChunkerSpec
 
 
@@ -36,6 +36,7 @@ def next_settings(
     now_ns: int,
     *,
     has_snapshots: bool,
+    heads: tuple[Head, ...],
 ) -> RepositoryConfig | None:
     """The generation that the TOML asks for, None if it is the current one.
 
@@ -56,6 +57,7 @@ def next_settings(
         placement=placement,
         providers=records,
         previous_sha256=hashlib.sha256(encode(current)).digest(),
+        heads=heads,
     )
 
 

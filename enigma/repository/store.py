@@ -23,7 +23,16 @@ from enigma.model.records import Record, decode, encode
 from enigma.providers.base import ObjectInfo, Provider, fetch
 from enigma.repository import names
 from workers.errors import FormatNewer, SealBroken
-from workers.objects import CHECKSUM_BYTES, Header, ObjectType, PackSet, checksum, open_object, seal_object
+from workers.objects import (
+    CHECKSUM_BYTES,
+    KNOWN_WRITER_FEATURES,
+    Header,
+    ObjectType,
+    PackSet,
+    checksum,
+    open_object,
+    seal_object,
+)
 
 R = TypeVar("R", bound=Record)
 SMALL_OBJECT_LIMIT_BYTES = 256 << 20
@@ -49,10 +58,14 @@ class ObjectStore:
         self.keyring = keyring
         self.degraded: set[str] = set()
         self._needed = min(faults + 1, len(self.providers))
+        self._readable_only = False  # the newest config asks its writers for features that this program lacks
 
     def put(self, key: str, record: Record, pack_set: PackSet = PackSet.NONE) -> None:
         """Seal `record` under the current data key and store it under `key`, which ends in the object's id."""
-        header = Header(names.type_of(key), self.repository_id, names.object_id_of(key), self.keyring.current, pack_set)
+        kind = names.type_of(key)
+        if self._readable_only and kind is not ObjectType.SESSION:
+            raise FormatUnsupported("This repository can be read, but writing to it needs a newer Enigma.")
+        header = Header(kind, self.repository_id, names.object_id_of(key), self.keyring.current, pack_set)
         self.put_bytes(key, seal_object(header, self.keyring.data_key(header.key_id), encode(record)))
 
     def put_bytes(self, key: str, data: bytes) -> None:
@@ -94,6 +107,8 @@ class ObjectStore:
         try:
             header = Header.decode(data)
             self._check_header(key, header)
+            if header.object_type is ObjectType.CONFIG and header.writer_features & ~KNOWN_WRITER_FEATURES:
+                self._readable_only = True
             body = open_object(data, header, self.keyring.data_key(header.key_id))
         except SealBroken as exc:
             raise ObjectCorrupt(f"Object {key} {exc}.") from exc

@@ -23,8 +23,9 @@ from enigma.errors import ProviderError, SourceError
 from enigma.manifest import Snapshot
 from enigma.model.entries import CHUNK_REF_BYTES, Entry, Kind, chunk_refs
 from enigma.model.ids import SnapshotId
-from enigma.model.records import Head, SnapshotRecord, head_of
+from enigma.model.records import SnapshotRecord
 from enigma.repository.catalog import LIST_REFS, CatalogReader, CatalogWriter, ChunkListWriter, Origin, Root
+from enigma.repository.heads import heads
 from enigma.repository.repository import Repository
 from enigma.repository.sessions import Session
 from enigma.repository.writing import Writer
@@ -42,11 +43,14 @@ CHECKPOINT_S = 300.0
 class Observer(Protocol):
     """Who watches a backup. Called from its one thread."""
 
-    def read(self, length_bytes: int) -> None:
-        """File bytes were read and stored, or found to be known."""
+    def expect(self, content_bytes: int) -> None:
+        """About how much there will be, judging by the parent."""
 
-    def entry(self) -> None:
-        """One more entry is in the catalog."""
+    def read(self, length_bytes: int, new_bytes: int) -> None:
+        """So many bytes of a file were read; `new_bytes` of this run were not stored before."""
+
+    def entry(self, inherited_bytes: int) -> None:
+        """One more entry is in the catalog; what it inherits was not read."""
 
     def warn(self, path: bytes, message: str) -> None: ...
 
@@ -145,6 +149,8 @@ class _Backup:
         self._checkpoints: list[Snapshot] = []
 
     def run(self) -> BackupResult:
+        if self._parents:
+            self._observer.expect(self._parents[0].record.content_bytes)
         items = self._stream_items() if self._spec.stream else self._tree_items()
         for written in self._engine.write(items):
             self._take(written)
@@ -213,7 +219,7 @@ class _Backup:
     def _take_content(self, tag: _Tag, written: Written) -> None:
         """A piece of a file that was read, or its end. Most files come in one piece."""
         facts = written.facts
-        self._observer.read(_length_bytes(written.content))
+        self._observer.read(_length_bytes(written.content), self._writer.new_bytes)
         if facts is None or id(tag) in self._lists or len(written.content) > LIST_REFS * CHUNK_REF_BYTES:
             refs = self._lists.setdefault(id(tag), ChunkListWriter(self._writer.catalog.put))
             refs.add(written.content)
@@ -259,7 +265,7 @@ class _Backup:
         if entry.kind == Kind.FILE:
             counts.files += 1
             counts.content_bytes += entry.size
-        self._observer.entry()
+        self._observer.entry(entry.size if origin is not None else 0)
 
     def _unreadable(self, path: bytes, error: OSError) -> None:
         self._counts.unreadable += 1
@@ -320,7 +326,7 @@ class _Backup:
             tags=spec.tags,
             description=spec.description,
             excludes=spec.exclude_texts,
-            heads=tuple(heads(self._repository.manifest.snapshots())),
+            heads=heads(self._repository.manifest),
         )
 
     def _now_s(self) -> float:
@@ -329,15 +335,6 @@ class _Backup:
     def _reader(self, parent: Snapshot) -> CatalogReader:
         record = parent.record
         return CatalogReader(Root(record.root, record.root_bytes, record.depth), self._repository.blobs.get)
-
-
-def heads(snapshots: Iterable[Snapshot]) -> Iterator[Head]:
-    """The snapshots that no other one names: what a newer one must name, so that a withheld one is missed."""
-    held = list(snapshots)
-    named = {head.logical_id for snapshot in held for head in snapshot.record.heads}
-    for snapshot in held:
-        if snapshot.record.snapshot_id not in named:
-            yield head_of(snapshot.record.snapshot_id, snapshot.record)
 
 
 def _length_bytes(content: bytes) -> int:

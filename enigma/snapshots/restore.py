@@ -97,7 +97,9 @@ def restore(
         owner = ReadingOwner(repository.fetch, session.beat_if_due)
         with Engine(repository.plan(target_root=target), owner, inline=inline) as engine:
             run = _Restore(repository, tree, engine, overwrite, observer)
-            return run.run(with_parents(repository, snapshot, selection))
+            done = run.run(with_parents(repository, snapshot, selection))
+    repository.manifest.audit("restore", record.snapshot_id.hex(), f"{done.files} files, {len(done.failed)} failed")
+    return done
 
 
 class _Restore:

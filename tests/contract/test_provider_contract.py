@@ -124,7 +124,6 @@ def test_delete_removes_and_may_be_repeated(provider: Provider) -> None:
 
 
 def test_listing_is_by_prefix_and_complete(provider: Provider) -> None:
-    names = ["a/1", "a/2", "ab/1", "a", "b/c/d/e"] if not isinstance(provider, LocalProvider) else ["a/1", "a/2", "ab/1"]
     names = ["a/1", "a/2", "ab/1", "b/c/d/e"]
     for name in names:
         put(provider, name, name.encode())
@@ -246,7 +245,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(ProviderFull):
             provider.put("large", mapped(4 << 20))
         assert keys(provider) == ["fits"]
-        assert [path for path in (tmp_path / "tmp").iterdir()] == []
+        assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_read_only_folder_is_access_denied(tmp_path: Path) -> None:

@@ -33,9 +33,11 @@ class Silent:
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
-    def read(self, length_bytes: int) -> None: ...
+    def expect(self, content_bytes: int) -> None: ...
 
-    def entry(self) -> None: ...
+    def read(self, length_bytes: int, new_bytes: int) -> None: ...
+
+    def entry(self, inherited_bytes: int) -> None: ...
 
     def warn(self, path: bytes, message: str) -> None:
         self.warnings.append(message)
@@ -259,7 +261,7 @@ def test_checkpoints_are_parents_and_never_latest(opened: Opened, source: Path) 
             super().__init__()
             self.entries = 0
 
-        def entry(self) -> None:
+        def entry(self, inherited_bytes: int) -> None:
             self.entries += 1
             if self.entries == 25:
                 raise Stop
