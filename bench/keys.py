@@ -17,7 +17,9 @@ PASSPHRASE = b"slow copper lantern over nine harbours"
 
 def run(work: Path, *, least_s: float = 0.2) -> Table:
     kdf = DEFAULT_KDF
-    table = Table("keys", f"Argon2id ({kdf.memory_kib // 1024} MiB, {kdf.passes} passes, {kdf.lanes} lanes) with ML-KEM")
+    table = Table(
+        "keys", f"Argon2id ({kdf.memory_kib // 1024} MiB, {kdf.passes} passes, {kdf.lanes} lanes) with ML-KEM"
+    )
     place, salt, repository_id = work / "keys.enc", os.urandom(SALT_BYTES), RepositoryId.random()
 
     def create() -> None:

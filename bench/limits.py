@@ -158,13 +158,11 @@ class _Bench:
         self._cipher = Cipher(os.urandom(32))
         self._length_bytes = sum(piece.length_bytes for piece in pieces)
         self._memory = mapped(self._length_bytes)
-        self._starts: list[int] = []
-        for piece in pieces:
-            self._starts.append(self._starts[-1] + pieces[len(self._starts) - 1].length_bytes if self._starts else 0)
+        self._places = _slices(self._memory, [piece.length_bytes for piece in pieces])
 
     def speeds(self) -> Speeds:
         read = self._per_byte(self._read)
-        contents = [self._memory[at : at + piece.length_bytes] for at, piece in zip(self._starts, self._pieces, strict=True)]
+        contents = self._places
         cut = self._per_byte(lambda: [self._chunker.cuts(content, final=True) for content in contents])
         chunks = [chunk for content in contents for chunk in self._chunks(content)]
         frames = [self._compressor.compress(chunk) for chunk in chunks]
@@ -202,9 +200,9 @@ class _Bench:
         return sorted(samples[1:])[1] / (of_bytes or self._length_bytes)
 
     def _read(self) -> None:
-        for at, piece in zip(self._starts, self._pieces, strict=True):
+        for place, piece in zip(self._places, self._pieces, strict=True):
             fd = os.open(piece.path, os.O_RDONLY | os.O_CLOEXEC)
-            os.preadv(fd, [self._memory[at : at + piece.length_bytes]], piece.offset)
+            os.preadv(fd, [place], piece.offset)
             os.close(fd)
 
     def _chunks(self, content: memoryview) -> list[memoryview]:
@@ -231,16 +229,17 @@ class _Bench:
 
     def _write(self, contents: list[memoryview]) -> None:
         """Small files are made one by one, in folders of 256; windows go into one large file, one behind the other."""
-        folder, large_bytes = self._work / "written", 0
+        folder, large_bytes, last = self._work / "written", 0, -1
         folder.mkdir(parents=True)
         large_fd = os.open(folder / "large", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
         for number, (piece, content) in enumerate(zip(self._pieces, contents, strict=True)):
             if not piece.whole:
                 large_bytes += os.pwrite(large_fd, content, large_bytes)
                 continue
-            if number % 256 == 0 or not (folder / str(number // 256)).exists():
-                (folder / str(number // 256)).mkdir(exist_ok=True)
-            _create(f"{folder}/{number // 256}/{number}", content)
+            if number // 256 != last:
+                last = number // 256
+                (folder / str(last)).mkdir()
+            _create(f"{folder}/{last}/{number}", content)
         os.close(large_fd)
 
     def _clear(self) -> None:

@@ -55,7 +55,9 @@ class Program(ABC):
         return shutil.which(cls.words()[0]) is not None
 
     def stored_bytes(self) -> int:
-        return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(self.store) for name in names)
+        return sum(
+            os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(self.store) for name in names
+        )
 
     def remove(self) -> None:
         shutil.rmtree(self.home, ignore_errors=True)

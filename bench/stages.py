@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import xxhash
 
@@ -37,7 +38,9 @@ def _speeds(length_bytes: int, least_s: float) -> dict[str, float]:
     """MB/s of every stage on pieces of this size."""
     return {
         name: length_bytes / seconds_of(action, least_s=least_s) / 1e6
-        for name, action in _stages(_filled(random.Random(4).randbytes(length_bytes)), _filled(text_of(length_bytes, 5)))
+        for name, action in _stages(
+            _filled(random.Random(4).randbytes(length_bytes)), _filled(text_of(length_bytes, 5))
+        )
     }
 
 
@@ -56,8 +59,8 @@ def _stages(noise: memoryview, text: memoryview) -> Iterator[Stage]:
     yield "AES-256-GCM open", lambda: cipher.open_into(sealed, opened, nonce=NONCE, aad=b"")
     for level in (1, 3):
         compressor = Compressor(level)
-        yield f"zstd {level}, random", lambda compressor=compressor: compressor.compress(noise)
-        yield f"zstd {level}, text", lambda compressor=compressor: compressor.compress(text)
+        yield f"zstd {level}, random", partial(compressor.compress, noise)
+        yield f"zstd {level}, text", partial(compressor.compress, text)
     packed, decompressor = Compressor(3).compress(text), Decompressor()
     assert packed is not None
     yield "zstd decompress, text", lambda: decompressor.decompress(packed, len(text))

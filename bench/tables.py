@@ -86,7 +86,10 @@ def _columns(cells: list[list[str]]) -> list[str]:
     widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
     lines = []
     for row in cells:
-        padded = [cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        padded = [
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(padded).rstrip())
     return lines
 

@@ -17,11 +17,11 @@ from pathlib import Path
 MIB = 1 << 20
 REAL_PLACES = (Path("/usr/share"), Path("/usr/lib"))
 SMALL_LIMIT_BYTES = 4 * MIB
-WORDS = (
-    "the of and to in is that for it as with are be by this not from or at which an if will can all one when the "
-    "return value file buffer length offset error string index config number state read write open close result "
-    "request version default option first next node table record message stream count data key name path size type"
-).split()
+WORDS = """
+    the of and to in is that for it as with are be by this not from or at which an if will can all one when the return
+    value file buffer length offset error string index config number state read write open close result request version
+    default option first next node table record message stream count data key name path size type
+""".split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,13 @@ class Sizes:
     text_bytes: int = 512 * MIB
     small_files: int = 66_000
     small_bytes: int = 1100 * MIB
+    mixed_bytes: int = 1024 * MIB
     real: bool = True
 
     @classmethod
     def quick(cls) -> Sizes:
         """For smoke tests: every path, no meaning."""
-        return cls(1, 3 * MIB, MIB, 60, MIB, real=False)
+        return cls(1, 3 * MIB, MIB, 60, MIB, 4 * MIB, real=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,12 @@ class Tree:
 
 
 def make(name: str, place: Path, sizes: Sizes) -> Tree:
-    """`large`, `text` or `small`, made below `place`, or found there from an earlier table of the same run."""
+    """`large`, `text`, `small` or `mixed`, made below `place`, or found there from an earlier table of the same run."""
     root = place / name
     if not root.exists():
         root.mkdir(parents=True)
-        {"large": _make_large, "text": _make_text, "small": _make_small}[name](root, sizes)
+        makers = {"large": _make_large, "text": _make_text, "small": _make_small, "mixed": _make_mixed}
+        makers[name](root, sizes)
     return Tree.at(name, root)
 
 
@@ -142,7 +144,7 @@ def _shuffled(pages: list[bytes], length_bytes: int, choose: random.Random) -> b
 def _make_small(root: Path, sizes: Sizes) -> None:
     left_files, left_bytes = sizes.small_files, sizes.small_bytes
     if sizes.real:
-        left_files, left_bytes = _copy_real(root, left_files, left_bytes)
+        left_files, left_bytes = _copy_real(root, left_files, left_bytes, range(SMALL_LIMIT_BYTES + 1))
     choose, number = random.Random(3), 0
     while left_files > 0 and left_bytes > 0:
         folder = root / "made" / f"{number % 300:03}"
@@ -153,12 +155,25 @@ def _make_small(root: Path, sizes: Sizes) -> None:
         left_files, left_bytes, number = left_files - 1, left_bytes - length_bytes, number + 1
 
 
-def _copy_real(root: Path, left_files: int, left_bytes: int) -> tuple[int, int]:
-    """Copy this machine's own files, with links and times, until there is enough; what is missing then."""
+def _make_mixed(root: Path, sizes: Sizes) -> None:
+    """Files larger than a chunk, where chunk sizes matter: this machine's, then made ones of text and noise."""
+    left_bytes = sizes.mixed_bytes
+    if sizes.real:
+        _, left_bytes = _copy_real(root, 1 << 30, left_bytes, range(MIB, 1 << 30))
+    choose, number = random.Random(8), 0
+    while left_bytes > 0:
+        length_bytes = min(left_bytes, int(MIB * 2 ** choose.uniform(0, 5)))
+        content = choose.randbytes(length_bytes // 2) + text_of(length_bytes - length_bytes // 2, number)
+        (root / f"made-{number}.dat").write_bytes(content)
+        left_bytes, number = left_bytes - length_bytes, number + 1
+
+
+def _copy_real(root: Path, left_files: int, left_bytes: int, lengths: range) -> tuple[int, int]:
+    """Copy this machine's own files of these lengths, with their times, until there is enough; what is missing then."""
     for place in REAL_PLACES:
         for path in regular_files(place) if place.is_dir() else ():
             size_bytes = os.path.getsize(path)
-            if size_bytes > SMALL_LIMIT_BYTES or size_bytes > left_bytes or not os.access(path, os.R_OK):
+            if size_bytes not in lengths or size_bytes > left_bytes or not os.access(path, os.R_OK):
                 continue
             target = root / path.lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,97 @@
+"""Table `pipeline`: the real program over whole trees, and how near it comes to its limit (see limits.py)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from bench.limits import Amounts, Limit, Speeds, measure_speeds, sink_speed
+from bench.measure import MIB, Run, Spread
+from bench.programs import Enigma, check_restored
+from bench.tables import Row, Table, figure
+from bench.trees import Tree, warm
+from enigma.config import ChunkStrategy, Compression
+from enigma.repository.repository import PACK_TARGETS
+
+OPERATIONS = ("backup", "unchanged", "restore", "verify")
+PACK_BYTES = PACK_TARGETS[0][1]
+
+
+def run(
+    trees: Iterable[Tree], work: Path, *, repeats: int, least_s: float = 0.2, sink_bytes: int = 2048 * MIB
+) -> Table:
+    table = Table("pipeline", f"the program over whole trees, {repeats} repeats after one that is not counted")
+    cores = len(os.sched_getaffinity(0))
+    sink = sink_speed(work, PACK_BYTES, total_bytes=sink_bytes)
+    table.notes.append(f"sink: {sink / 1e6:.0f} MB/s; limit and parts are explained in bench/limits.py")
+    for tree in trees:
+        runs, amounts = _measure(tree, work, repeats)
+        speeds = measure_speeds(
+            tree, work, level=Compression().level, target_bytes=ChunkStrategy().target_bytes, least_s=least_s
+        )
+        limits = _limits(speeds, amounts, sink, cores)
+        for operation in OPERATIONS:
+            table.rows.append(_row(tree, operation, runs[operation], limits.get(operation)))
+        table.notes += [f"limit of {tree.name} {operation}: {limit.text()}" for operation, limit in limits.items()]
+        table.notes.append(
+            f"{tree.name}: {tree.files} files, {tree.length_bytes / 1e6:.0f} MB, {amounts.new_bytes / 1e6:.0f} MB new, "
+            f"{amounts.packs_bytes / 1e6:.0f} MB stored"
+        )
+    return table
+
+
+def _measure(tree: Tree, work: Path, repeats: int) -> tuple[dict[str, list[Run]], Amounts]:
+    """Every operation in turn, on a fresh repository each time; the first pass warms up and checks the result."""
+    runs: dict[str, list[Run]] = defaultdict(list)
+    amounts = Amounts(0, 0, 0)
+    warm(tree)
+    for repeat in range(repeats + 1):
+        program = Enigma(work / "enigma")
+        target = work / "restored"
+        program.init()
+        target.mkdir()
+        try:
+            backup = program.backup(tree)
+            amounts = _amounts(program, tree)
+            pass_runs = (backup, program.backup(tree), program.restore(target), program.verify())
+            if repeat == 0:
+                check_restored(tree, target)
+        finally:
+            program.remove()
+            shutil.rmtree(target)
+        if repeat > 0:
+            for operation, one in zip(OPERATIONS, pass_runs, strict=True):
+                runs[operation].append(one)
+    return runs, amounts
+
+
+def _amounts(program: Enigma, tree: Tree) -> Amounts:
+    return Amounts(tree.length_bytes, program.last["snapshot"]["new_bytes"], program.stored_bytes())
+
+
+def _limits(speeds: Speeds, amounts: Amounts, sink: float, cores: int) -> dict[str, Limit]:
+    return {
+        "backup": speeds.backup(amounts, sink, cores),
+        "restore": speeds.restore(amounts, cores),
+        "verify": speeds.verify(amounts, cores),
+    }
+
+
+def _row(tree: Tree, operation: str, runs: list[Run], limit: Limit | None) -> Row:
+    wall = Spread.of([one.wall_s for one in runs])
+    return {
+        "tree": tree.name,
+        "operation": operation,
+        "wall s": figure(wall.median),
+        "min s": figure(wall.low),
+        "max s": figure(wall.high),
+        "MB/s": figure(tree.length_bytes / wall.median / 1e6),
+        "files/s": figure(tree.files / wall.median),
+        "CPU s": figure(Spread.of([one.cpu_s for one in runs]).median),
+        "peak MiB": figure(Spread.of([one.peak_bytes / MIB for one in runs]).high),
+        "limit s": figure(limit.seconds) if limit else None,
+        "efficiency": figure(limit.seconds / wall.median) if limit else None,
+    }
