@@ -13,7 +13,7 @@ Options:
   --work DIR        Make trees and repositories here and leave the trees for the next run. Default: a folder beside
                     the program that is removed afterwards. The figures hang on this file system.
   --json FILE       Write the results as JSON too.
-  --quick           Tiny trees, one repeat: does everything run?
+  --quick           Tiny trees, a single pass: does everything run?
   -h, --help        Show this.
 
 Tables: stages, chunkers, pipeline, keys, peers, targets, levels. Default: all, which takes about half an hour and 8 GB.
@@ -126,7 +126,7 @@ def _bench(args: dict[str, Any], work: Path) -> Bench:
             small_files=int(args["--small-files"]),
             mixed_bytes=int(args["--mixed-mib"]) * MIB,
         )
-    repeats = 1 if args["--quick"] else max(1, int(args["--repeats"]))
+    repeats = 0 if args["--quick"] else max(1, int(args["--repeats"]))
     return Bench(work, sizes, repeats, tuple(args["--tree"] or TREES), args["--quick"])
 
 

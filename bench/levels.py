@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.measure import Run, Spread
+from bench.measure import Run, Spread, passes, told_passes
 from bench.programs import Enigma
 from bench.tables import Row, Table, figure
 from bench.trees import Tree, warm
@@ -14,15 +14,15 @@ LEVELS = (0, 1, 3, 6, 9)
 
 
 def run(trees: Iterable[Tree], work: Path, *, repeats: int, levels: Sequence[int] = LEVELS) -> Table:
-    table = Table("levels", "compression level: time and bytes of a first backup")
+    table = Table("levels", f"compression level: time and bytes of a first backup; {told_passes(repeats)}")
     for tree in trees:
         runs: dict[int, list[Run]] = {level: [] for level in levels}
         stored_bytes: dict[int, int] = {}
         warm(tree)
-        for repeat in range(repeats + 1):
+        for counts in passes(repeats):
             for level in levels:
                 one, stored_bytes[level] = _measure(tree, work, level)
-                if repeat > 0:
+                if counts:
                     runs[level].append(one)
         table.rows += [_row(tree, level, runs[level], stored_bytes[level]) for level in levels]
     return table

@@ -51,10 +51,10 @@ class Limit:
         return max(sum(self.cpu_parts.values()) / self.cores, self.sink_s)
 
     def text(self) -> str:
-        parts = " + ".join(f"{name} {part_s:.2f}" for name, part_s in self.cpu_parts.items())
+        parts = " + ".join(f"{name} {part_s:.3g}" for name, part_s in self.cpu_parts.items())
         cpu_s = sum(self.cpu_parts.values())
-        sink = f", sink {self.sink_s:.2f}" if self.sink_s else ""
-        return f"{self.seconds:.2f} s: CPU {cpu_s:.2f} / {self.cores} cores{sink}; {parts}"
+        sink = f", sink {self.sink_s:.3g}" if self.sink_s else ""
+        return f"{self.seconds:.3g} s: CPU {cpu_s:.3g} / {self.cores} cores{sink}; {parts}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class _Bench:
             prove=self._per_byte(lambda: self._prove(chunks, frames)),
             seal=self._per_byte(lambda: self._seal(stored, places)),
             digest=self._per_byte(lambda: xxhash.xxh3_128_digest(pack), of_bytes=len(pack)),
-            fetch=self._per_byte(lambda: _fetch(self._work / "packs", pack), of_bytes=len(pack)),
+            fetch=self._fetch(pack),
             open=self._per_byte(lambda: self._open(places, scratch)),
             decompress=self._per_byte(lambda: self._decompress(chunks, frames)),
             write=self._per_byte(lambda: self._write(contents), prepare=self._clear),
@@ -227,6 +227,15 @@ class _Bench:
             if frame is not None:
                 self._decompressor.decompress(frame, len(chunk))
 
+    def _fetch(self, pack: memoryview) -> float:
+        """Seconds per byte of reading packs out of the page cache."""
+        path = self._work / "packs"
+        path.write_bytes(pack)
+        try:
+            return self._per_byte(lambda: _read_whole(path, pack), of_bytes=len(pack))
+        finally:
+            path.unlink()
+
     def _write(self, contents: list[memoryview]) -> None:
         """Small files are made one by one, in folders of 256; windows go into one large file, one behind the other."""
         folder, large_bytes, last = self._work / "written", 0, -1
@@ -256,10 +265,7 @@ def _create(path: str, content: memoryview) -> None:
     os.close(fd)
 
 
-def _fetch(path: Path, room: memoryview) -> None:
-    """Read a file of packs out of the page cache; it is made by the first call, which is not counted."""
-    if not path.exists() or path.stat().st_size != len(room):
-        path.write_bytes(room)
+def _read_whole(path: Path, room: memoryview) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     at = 0
     while at < len(room):

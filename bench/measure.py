@@ -142,6 +142,18 @@ def pss_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
+def passes(repeats: int) -> Iterator[bool]:
+    """For each pass, whether it counts: all but a first one. With no repeats (a smoke test) the only pass counts."""
+    yield repeats == 0
+    for _ in range(repeats):
+        yield True
+
+
+def told_passes(repeats: int) -> str:
+    """For a table's title."""
+    return f"medians of {repeats} passes after one that is not counted" if repeats else "one pass: a smoke test"
+
+
 def drop_writes() -> None:
     """Wait until what earlier runs wrote is on disk, so that its writing is not charged to the next one."""
     os.sync()

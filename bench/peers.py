@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.measure import MIB, Run, Spread
+from bench.measure import MIB, Run, Spread, passes, told_passes
 from bench.programs import PEERS, Enigma, Program, check_restored
 from bench.tables import Row, Table, figure
 from bench.trees import Tree, warm
@@ -18,7 +18,7 @@ Runs = dict[tuple[str, str], list[Run]]
 
 def run(trees: Iterable[Tree], work: Path, *, repeats: int) -> Table:
     programs: list[type[Program]] = [Enigma, *(peer for peer in PEERS if peer.installed())]
-    table = Table("peers", f"Enigma and its peers, {repeats} repeats in turns after one that is not counted")
+    table = Table("peers", f"Enigma and its peers in turns; {told_passes(repeats)}")
     for tree in trees:
         runs, stored_bytes = _measure(tree, work, programs, repeats)
         for operation in OPERATIONS:
@@ -34,11 +34,13 @@ def _measure(tree: Tree, work: Path, programs: list[type[Program]], repeats: int
     runs: Runs = defaultdict(list)
     stored_bytes: dict[str, int] = {}
     warm(tree)
-    for repeat in range(repeats + 1):
+    for counts in passes(repeats):
         for kind in programs:
             program = kind(work / kind.name)
-            pass_runs, stored_bytes[kind.name] = _pass(program, tree, work / "restored", check=repeat == 0)
-            if repeat > 0:
+            pass_runs, stored_bytes[kind.name] = _pass(
+                program, tree, work / "restored", check=not counts or repeats == 0
+            )
+            if counts:
                 for operation, one in zip(OPERATIONS, pass_runs, strict=True):
                     runs[kind.name, operation].append(one)
     return runs, stored_bytes

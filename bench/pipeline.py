@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.limits import Amounts, Limit, Speeds, measure_speeds, sink_speed
-from bench.measure import MIB, Run, Spread
+from bench.measure import MIB, Run, Spread, passes, told_passes
 from bench.programs import Enigma, check_restored
 from bench.tables import Row, Table, figure
 from bench.trees import Tree, warm
@@ -23,7 +23,7 @@ PACK_BYTES = PACK_TARGETS[0][1]
 def run(
     trees: Iterable[Tree], work: Path, *, repeats: int, least_s: float = 0.2, sink_bytes: int = 2048 * MIB
 ) -> Table:
-    table = Table("pipeline", f"the program over whole trees, {repeats} repeats after one that is not counted")
+    table = Table("pipeline", f"the program over whole trees; {told_passes(repeats)}")
     cores = len(os.sched_getaffinity(0))
     sink = sink_speed(work, PACK_BYTES, total_bytes=sink_bytes)
     table.notes.append(f"sink: {sink / 1e6:.0f} MB/s; limit and parts are explained in bench/limits.py")
@@ -48,7 +48,7 @@ def _measure(tree: Tree, work: Path, repeats: int) -> tuple[dict[str, list[Run]]
     runs: dict[str, list[Run]] = defaultdict(list)
     amounts = Amounts(0, 0, 0)
     warm(tree)
-    for repeat in range(repeats + 1):
+    for counts in passes(repeats):
         program = Enigma(work / "enigma")
         target = work / "restored"
         program.init()
@@ -57,12 +57,12 @@ def _measure(tree: Tree, work: Path, repeats: int) -> tuple[dict[str, list[Run]]
             backup = program.backup(tree)
             amounts = _amounts(program, tree)
             pass_runs = (backup, program.backup(tree), program.restore(target), program.verify())
-            if repeat == 0:
+            if not counts or repeats == 0:
                 check_restored(tree, target)
         finally:
             program.remove()
             shutil.rmtree(target)
-        if repeat > 0:
+        if counts:
             for operation, one in zip(OPERATIONS, pass_runs, strict=True):
                 runs[operation].append(one)
     return runs, amounts

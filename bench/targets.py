@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measure import MIB, Run, Spread
+from bench.measure import MIB, Run, Spread, passes, told_passes
 from bench.programs import Enigma
 from bench.tables import Row, Table, figure
 from bench.trees import Tree, warm
@@ -25,14 +25,16 @@ class Result:
 
 
 def run(tree: Tree, changed: Tree, work: Path, *, repeats: int, targets_mib: Sequence[int] = TARGETS_MIB) -> Table:
-    table = Table("targets", f"chunk size: {tree.name}, then a changed version of it, into one repository")
+    table = Table(
+        "targets", f"chunk size: {tree.name}, then a changed version of it, into one repository; {told_passes(repeats)}"
+    )
     results: dict[int, list[Result]] = {target_mib: [] for target_mib in targets_mib}
     for version in (tree, changed):
         warm(version)
-    for repeat in range(repeats + 1):
+    for counts in passes(repeats):
         for target_mib in targets_mib:
             result = _measure(tree, changed, work, target_mib)
-            if repeat > 0:
+            if counts:
                 results[target_mib].append(result)
     table.rows += [_row(tree, changed, target_mib, some) for target_mib, some in results.items()]
     table.notes.append("dedup: bytes of both versions divided by bytes stored; compression is off.")

@@ -17,11 +17,12 @@ from pathlib import Path
 MIB = 1 << 20
 REAL_PLACES = (Path("/usr/share"), Path("/usr/lib"))
 SMALL_LIMIT_BYTES = 4 * MIB
-WORDS = """
-    the of and to in is that for it as with are be by this not from or at which an if will can all one when the return
-    value file buffer length offset error string index config number state read write open close result request version
-    default option first next node table record message stream count data key name path size type
-""".split()
+PROSE = (
+    "the of and to in is that for it as with are be by this not from or at which an if will can all one when the "
+    "return value file buffer length offset error string index config number state read write open close result "
+    "request version default option first next node table record message stream count data key name path size type"
+)
+WORDS = PROSE.split()
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,9 @@ def test_a_changed_passphrase_opens_the_same_keys_and_the_old_one_none(path: Pat
         assert opened.data_key(opened.current) == key
     with pytest.raises(WrongPassphrase):
         LocalKeystore.open(path, passphrase=GOOD)
-    assert LocalKeystore.recover(path.with_name("a"), after, passphrase=b"another secret").data_key(opened.current) == key
+    assert (
+        LocalKeystore.recover(path.with_name("a"), after, passphrase=b"another secret").data_key(opened.current) == key
+    )
     with pytest.raises(WrongPassphrase):
         LocalKeystore.recover(path.with_name("b"), after, passphrase=GOOD)
 
