@@ -16,7 +16,7 @@ Options:
   --quick           Tiny trees, a single pass: does everything run?
   -h, --help        Show this.
 
-Tables: stages, chunkers, pipeline, keys, peers, targets, levels. Default: all, which takes about half an hour and 8 GB.
+Tables: stages, chunkers, pipeline, keys, peers, targets, levels. Default: all, which takes about half an hour and 40 GB.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 from docopt import docopt
 
 from bench import chunkers, keys, levels, peers, pipeline, stages, targets
-from bench.measure import MIB
+from bench.measure import ASIDE, MIB
 from bench.programs import REPOSITORY_ROOT
 from bench.tables import Table, machine, machine_text, save
 from bench.trees import Sizes, Tree, make, make_changed
@@ -135,7 +135,10 @@ def _work_folder(named: str | None) -> Iterator[Path]:
     if named:
         work = Path(named).absolute()
         work.mkdir(parents=True, exist_ok=True)
-        yield work
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work / ASIDE, ignore_errors=True)
         return
     work = Path(tempfile.mkdtemp(prefix=".bench-", dir=REPOSITORY_ROOT))
     try:

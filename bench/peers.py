@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.measure import MIB, Run, Spread, passes, told_passes
+from bench.measure import MIB, Run, Spread, passes, set_aside, settle, told_passes
 from bench.programs import PEERS, Enigma, Program, check_restored
 from bench.tables import Row, Table, figure
 from bench.trees import Tree, warm
@@ -33,21 +32,21 @@ def run(trees: Iterable[Tree], work: Path, *, repeats: int) -> Table:
 def _measure(tree: Tree, work: Path, programs: list[type[Program]], repeats: int) -> tuple[Runs, dict[str, int]]:
     runs: Runs = defaultdict(list)
     stored_bytes: dict[str, int] = {}
+    settle(work, files=tree.files)
     warm(tree)
     for counts in passes(repeats):
         for kind in programs:
             program = kind(work / kind.name)
-            pass_runs, stored_bytes[kind.name] = _pass(
-                program, tree, work / "restored", check=not counts or repeats == 0
-            )
+            pass_runs, stored_bytes[kind.name] = _pass(program, tree, work, check=not counts or repeats == 0)
             if counts:
                 for operation, one in zip(OPERATIONS, pass_runs, strict=True):
                     runs[kind.name, operation].append(one)
     return runs, stored_bytes
 
 
-def _pass(program: Program, tree: Tree, target: Path, *, check: bool) -> tuple[tuple[Run, Run, Run], int]:
+def _pass(program: Program, tree: Tree, work: Path, *, check: bool) -> tuple[tuple[Run, Run, Run], int]:
     """One program through all operations on a fresh repository; the bytes it stored too."""
+    target = work / "restored"
     target.mkdir()
     try:
         program.init()
@@ -58,7 +57,7 @@ def _pass(program: Program, tree: Tree, target: Path, *, check: bool) -> tuple[t
             check_restored(tree, target)
     finally:
         program.remove()
-        shutil.rmtree(target)
+        set_aside(target, work, files=tree.files)
     return runs, stored_bytes
 
 

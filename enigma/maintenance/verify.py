@@ -38,7 +38,7 @@ from enigma.model.records import (
 from enigma.repository import names
 from enigma.repository.catalog import CatalogReader, Root, content_refs, list_blobs
 from enigma.repository.reading import ReadingOwner
-from enigma.repository.repository import Repository
+from enigma.repository.repository import CONFIG_COPIES, Repository
 from enigma.repository.sessions import Session
 from enigma.repository.store import read_marker
 from workers.engine import Engine
@@ -130,7 +130,7 @@ class _Verify:
 
     def run(self, snapshots: list[Snapshot], read_data: Subset | None, seed: int) -> Findings:
         for problem in self._session.refreshed.problems:
-            self._problem("index", problem)
+            self._problem("view", problem)
         self._check_markers()
         self._check_objects()
         self._check_packs_listed()
@@ -159,6 +159,10 @@ class _Verify:
         for prefix in (names.CONFIGS, names.INDEXES, names.SNAPSHOTS, names.GC, names.FENCES, names.TOMBS):
             for key in sorted(store.list(prefix)):
                 self._check_object(key)
+        newest = self._repository.settings.generation
+        held = [key for key in store.list(names.CONFIGS) if names.generation_of(key) == newest]
+        if len(held) < CONFIG_COPIES:
+            self._problem(f"{names.CONFIGS}{newest:08d}", f"only {len(held)} of {CONFIG_COPIES} copies are left")
         for key, expected in self._repository.keystore.objects().items():
             self._check_copies(key, partial(hmac.compare_digest, expected))
 

@@ -118,6 +118,12 @@ CREATE TABLE tombs (
     pack_id     BLOB PRIMARY KEY CHECK (length(pack_id) = 16)
 ) STRICT, WITHOUT ROWID;
 
+-- Tombstones ever seen, by the key of the tombstone: a provider that withholds one resurrects nothing here.
+CREATE TABLE tombstones (
+    key         TEXT PRIMARY KEY,
+    record      BLOB NOT NULL                                     -- the encoded TombRecord
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE snapshots (
     object_id   BLOB PRIMARY KEY CHECK (length(object_id) = 16),  -- the object at the providers
     snapshot_id BLOB NOT NULL CHECK (length(snapshot_id) = 16),   -- the logical id; re-sealing makes a second object

@@ -7,7 +7,7 @@ from enigma.manifest.database import Row
 from enigma.manifest.part import MAX_INTEGER, Part
 from enigma.manifest.rows import Snapshot
 from enigma.model.ids import OBJECT_ID_BYTES, ObjectId
-from enigma.model.records import SnapshotRecord, decode, encode
+from enigma.model.records import SnapshotRecord, TombRecord, decode, encode
 
 _SNAPSHOT = "SELECT object_id, void, record FROM snapshots"
 _HEX_DIGITS = frozenset("0123456789abcdef")
@@ -29,6 +29,16 @@ class SnapshotPart(Part):
     def drop_snapshot(self, object_id: bytes) -> None:
         """The object is gone or has a tombstone."""
         self._db.change("DELETE FROM snapshots WHERE object_id = ?", (object_id,))
+
+    def put_tombstone(self, key: str, record: TombRecord) -> None:
+        """Remember a tombstone by its own key."""
+        self._db.change("INSERT OR REPLACE INTO tombstones (key, record) VALUES (?, ?)", (key, encode(record)))
+
+    def tombstones(self) -> dict[str, TombRecord]:
+        """All that this machine has ever seen, by their own keys."""
+        return {
+            key: decode(TombRecord, bytes(raw), key) for key, raw in self._db.rows("SELECT key, record FROM tombstones")
+        }
 
     def snapshots(self) -> tuple[Snapshot, ...]:
         """All of them, void ones too, oldest first."""

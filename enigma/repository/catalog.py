@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import xxhash
 
-from enigma.errors import ObjectCorrupt
+from enigma.errors import EnigmaError, IntegrityError, ObjectCorrupt, ProviderError
 from enigma.model.entries import CHUNK_REF_BYTES, Entry, path_key
 
 LEAF_MASK = 0x1FF  # one path in 512 ends a leaf
@@ -28,6 +29,7 @@ LIST_REFS = 4096  # a chunk list longer than this becomes a tree of list blobs
 LIST_MASK = 0x7FF
 DEPTH_LIMIT = 12
 
+T = TypeVar("T")
 Put = Callable[[bytes], bytes]  # plaintext -> chunk id; stores it unless it exists
 Has = Callable[[bytes], bool]  # whether a chunk id certainly exists
 Get = Callable[[bytes, int], bytes]  # chunk id, plaintext length -> plaintext
@@ -156,13 +158,17 @@ class CatalogWriter:
 
 
 class CatalogReader:
-    """Reads one catalog; a leaf at a time is in memory."""
+    """Reads one catalog; a leaf at a time is in memory.
 
-    def __init__(self, root: Root, get: Get) -> None:
+    With `on_damage`, a leaf or node that can't be read is told to it and passed over; without, it raises.
+    """
+
+    def __init__(self, root: Root, get: Get, on_damage: Callable[[EnigmaError], None] | None = None) -> None:
         if not 0 <= root.depth <= DEPTH_LIMIT:
             raise ObjectCorrupt(f"A catalog of depth {root.depth} is impossible; the snapshot is damaged.")
         self._root = root
         self._get = get
+        self._on_damage = on_damage
 
     def leaves(self, start: bytes = b"") -> Iterator[Child]:
         """The leaves in order, from the one that may hold `start`."""
@@ -177,7 +183,7 @@ class CatalogReader:
     def entries(self, start: bytes = b"") -> Iterator[Entry]:
         """The entries in order, from the leaf that may hold `start`."""
         for leaf in self.leaves(start):
-            yield from self.leaf(leaf)
+            yield from self._tolerant(self.leaf, leaf)
 
     def inherited(self) -> Iterator[tuple[Entry, Origin]]:
         """The entries with where they stand, for a writer that continues this catalog."""
@@ -208,7 +214,7 @@ class CatalogReader:
         if depth == 0:
             yield child
             return
-        children = self._node(child)
+        children = self._tolerant(self._node, child)
         for number, below in enumerate(children):
             following = children[number + 1] if number + 1 < len(children) else None
             if following is None or path_key(following.first_path) > start:
@@ -219,6 +225,15 @@ class CatalogReader:
         if depth:
             for below in self._node(child):
                 yield from self._blobs(below, depth - 1)
+
+    def _tolerant(self, read: Callable[[Child], list[T]], child: Child) -> list[T]:
+        try:
+            return read(child)
+        except (IntegrityError, ProviderError) as exc:
+            if self._on_damage is None:
+                raise
+            self._on_damage(exc)
+            return []
 
     def _node(self, child: Child) -> list[Child]:
         try:

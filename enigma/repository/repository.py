@@ -57,6 +57,7 @@ CATALOG_PACK_BYTES = 8 << 20
 # Larger packs mean fewer requests, and more memory: a repository grows into them.
 PACK_TARGETS = ((1 << 40, 32 << 20), (8 << 40, 64 << 20), (1 << 63, 128 << 20))
 KEY_OBJECT_LIMIT_BYTES = 1 << 20
+CONFIG_COPIES = 2
 GENERATION_KEY = "generation"  # in the manifest: the highest configuration this machine has seen
 
 
@@ -193,8 +194,11 @@ def open_repository(
         )
         manifest = undo.enter_context(Manifest.open(config.db_path, create=True))
         unused = settle and manifest.meta_get(UNUSED_KEY) == b"1"
-        places = undo.enter_context(_places(config, keystore.repository_id, create=unused))
+        places = undo.enter_context(_places(config, keystore.repository_id, keystore, create=unused))
         if settle:
+            for place in places:
+                if place.ours and not place.marked:
+                    _mark(place, keystore.repository_id)
             _settle(config, keystore, manifest, places, clock)
         providers = {place.provider_id: place.provider for place in places if place.ours}
         if not providers:
@@ -244,8 +248,7 @@ def _found(config: Config, keystore: LocalKeystore, places: list[_Place], clock:
         _mark(place, keystore.repository_id)
     store = ObjectStore(keystore.repository_id, {place.provider_id: place.provider for place in places}, keystore)
     put_keys(store, keystore)
-    record = first_settings(config, _configs(places), clock.wall_ns())
-    store.put(names.config_key(record.generation, ObjectId.random()), record)
+    put_config(store, first_settings(config, _configs(places), clock.wall_ns()))
 
 
 def _settle(config: Config, keystore: LocalKeystore, manifest: Manifest, places: list[_Place], clock: Clock) -> None:
@@ -271,8 +274,14 @@ def _settle(config: Config, keystore: LocalKeystore, manifest: Manifest, places:
         _mark(place, keystore.repository_id)
     store = ObjectStore(keystore.repository_id, {place.provider_id: place.provider for place in places}, keystore)
     put_keys(store, keystore)
-    store.put_everywhere(names.config_key(record.generation, ObjectId.random()), record)
+    put_config(store, record)
     manifest.audit("config", f"generation {record.generation}", ", ".join(one.name for one in record.providers))
+
+
+def put_config(store: ObjectStore, record: RepositoryConfig) -> None:
+    """Every provider gets it twice, under two ids: without a config nothing opens, and one copy may rot."""
+    for _ in range(CONFIG_COPIES):
+        store.put_everywhere(names.config_key(record.generation, ObjectId.random()), record)
 
 
 def newest_config(store: ObjectStore) -> RepositoryConfig:
@@ -370,16 +379,19 @@ def exclusive(config: Config) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Place:
-    """A configured provider: `ours` if its marker says so, else new and without a marker."""
+    """A configured provider: `ours` if its marker says so (or its config, where the marker is damaged), else new."""
 
     config: ProviderConfig
     provider: Provider
     provider_id: ProviderId
     ours: bool
+    marked: bool = True
 
 
 @contextmanager
-def _places(config: Config, repository_id: RepositoryId, *, create: bool = False) -> Iterator[list[_Place]]:
+def _places(
+    config: Config, repository_id: RepositoryId, keystore: LocalKeystore | None = None, *, create: bool = False
+) -> Iterator[list[_Place]]:
     """Every configured provider, opened. Raises ConfigError for one that is another repository's."""
     with ExitStack() as undo:
         places = []
@@ -387,8 +399,8 @@ def _places(config: Config, repository_id: RepositoryId, *, create: bool = False
             provider = undo.enter_context(open_provider(settings, create=create))
             try:
                 owner_id, provider_id = read_marker(provider)
-            except ObjectMissing:
-                places.append(_Place(settings, provider, ProviderId.random(), ours=False))
+            except (ObjectMissing, ObjectCorrupt):
+                places.append(_recognised(settings, provider, repository_id, keystore))
                 continue
             if owner_id != repository_id:
                 raise ConfigError(
@@ -398,14 +410,32 @@ def _places(config: Config, repository_id: RepositoryId, *, create: bool = False
         yield places
 
 
+def _recognised(
+    settings: ProviderConfig, provider: Provider, repository_id: RepositoryId, keystore: LocalKeystore | None
+) -> _Place:
+    """A provider without a sound marker is ours all the same if a config that our keys open names its place."""
+    fresh = _Place(settings, provider, ProviderId.random(), ours=False, marked=False)
+    if keystore is None:
+        return fresh
+    try:
+        current = newest_config(ObjectStore(repository_id, {fresh.provider_id: provider}, keystore))
+    except RepositoryNotFound:
+        return fresh
+    named = [one for one in current.providers if one.name == settings.name]
+    placed = [one for one in current.providers if (one.type, one.bucket) == (settings.type, settings.bucket)]
+    for one in placed or named:
+        return _Place(settings, provider, ProviderId(one.provider_id), ours=True, marked=False)
+    return fresh
+
+
 def _configs(places: list[_Place]) -> dict[ProviderId, ProviderConfig]:
     return {place.provider_id: place.config for place in places}
 
 
 def _mark(place: _Place, repository_id: RepositoryId) -> None:
     marker = marker_bytes(repository_id, place.provider_id)
-    place.provider.put(names.MARKER, memoryview(marker), if_absent=True)
-    place.ours = True
+    place.provider.put(names.MARKER, memoryview(marker))
+    place.ours = place.marked = True
 
 
 def _no_repository(places: list[_Place]) -> RepositoryNotFound:

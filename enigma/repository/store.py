@@ -113,6 +113,8 @@ class ObjectStore:
         except SealBroken as exc:
             raise ObjectCorrupt(f"Object {key} {exc}.") from exc
         except FormatNewer as exc:
+            if checksum(data[:-CHECKSUM_BYTES]) != data[-CHECKSUM_BYTES:]:  # damage that only looks like news
+                raise ObjectCorrupt(f"Object {key} fails its checksum.") from exc
             raise FormatUnsupported(f"Object {key}: {exc}.") from exc
         return decode(kind, body, key)
 

@@ -92,10 +92,15 @@ class View:
         return frozenset(bytes.fromhex(key[len(names.FENCES) :][:32]) for key in keys)
 
     def _read_tombs(self) -> frozenset[str]:
-        for key in self._store.list(names.TOMBS).keys() - self._tombs.keys():
+        self._tombs = self._tombs or self._manifest.tombstones()
+        listed = self._store.list(names.TOMBS).keys()
+        for key in listed - self._tombs.keys():
             tomb = self._try_get(key, TombRecord)
             if tomb is not None:
                 self._tombs[key] = tomb
+                self._manifest.put_tombstone(key, tomb)
+        for key in self._tombs.keys() - listed:  # still believed: what it buried must not rise because it is withheld
+            self._missed(key)
         return frozenset(tomb.key for tomb in self._tombs.values())
 
     def _read_facts(self) -> None:
@@ -112,7 +117,10 @@ class View:
         listed = self._store.list(names.SNAPSHOTS).keys() - entombed
         held = {names.snapshot_key(row.object_id): row for row in self._manifest.snapshots()}
         for key in held.keys() - listed:
-            self._manifest.drop_snapshot(held[key].object_id)
+            if key in entombed:
+                self._manifest.drop_snapshot(held[key].object_id)
+            else:  # kept: its record still restores it
+                self._missed(key)
         for key in sorted(listed - held.keys()):
             record = self._try_get(key, SnapshotRecord)
             if record is not None:
@@ -128,6 +136,8 @@ class View:
         held = {names.index_key(pack_set, index_id) for index_id in self._manifest.index_ids(pack_set)}
         for key in held - listed:
             self._manifest.drop_index(names.object_id_of(key))
+            if key not in entombed:
+                self._missed(key)
         for key in sorted(listed - held):
             record = self._try_get(key, IndexRecord)
             if record is not None:
@@ -139,6 +149,12 @@ class View:
             (PackId(names.object_id_of(key)), info.length_bytes) for key, info in listed.items() if key not in entombed
         )
         self._manifest.mark_listing(pack_set, present)
+
+    def _missed(self, key: str) -> None:
+        self._problems.append(
+            f"Object {key} was here and is at no provider any more, and no tombstone says why; `enigma recover` "
+            "rebuilds what can be rebuilt and accepts the rest."
+        )
 
     def _try_get(self, key: str, kind: type[R]) -> R | None:
         """A record, or None with a problem noted. An object deleted since the listing is no problem."""

@@ -97,7 +97,7 @@ def restore(
         owner = ReadingOwner(repository.fetch, session.beat_if_due)
         with Engine(repository.plan(target_root=target), owner, inline=inline) as engine:
             run = _Restore(repository, tree, engine, overwrite, observer)
-            done = run.run(with_parents(repository, snapshot, selection))
+            done = run.run(with_parents(repository, snapshot, selection, run.damaged))
     repository.manifest.audit("restore", record.snapshot_id.hex(), f"{done.files} files, {len(done.failed)} failed")
     return done
 
@@ -131,6 +131,10 @@ class _Restore:
         self._make_links()
         self._set_directories()
         return self._done
+
+    def damaged(self, error: EnigmaError) -> None:
+        """A part of the catalog can't be read: its files are not even known by name."""
+        self._fail(b"", ObjectCorrupt(f"a part of the catalog can't be read: {error}"))
 
     # ---- what is wanted
 
@@ -342,7 +346,7 @@ class _Restore:
 
     def _fail(self, path: bytes, error: BaseException) -> None:
         message = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        self._done.failed[path] = message
+        self._done.failed[path or f"catalog {len(self._done.failed)}".encode()] = message
         self._observer.warn(path, f"not restored: {message}")
 
 

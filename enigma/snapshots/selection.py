@@ -6,10 +6,10 @@ import fnmatch
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from enigma.errors import SnapshotNotFound, UsageError
+from enigma.errors import EnigmaError, SnapshotNotFound, UsageError
 from enigma.manifest import Manifest, Snapshot
 from enigma.model.entries import Entry, Kind
 from enigma.repository.catalog import CatalogReader, Root
@@ -97,10 +97,16 @@ def selected(repository: Repository, snapshot: Snapshot, selection: Selection) -
             yield entry
 
 
-def with_parents(repository: Repository, snapshot: Snapshot, selection: Selection) -> Iterator[Entry]:
-    """As `selected`, each entry after the directories above it, so that a tree can be rebuilt from what comes."""
+def with_parents(
+    repository: Repository, snapshot: Snapshot, selection: Selection, on_damage: Callable[[EnigmaError], None]
+) -> Iterator[Entry]:
+    """As `selected`, each entry after the directories above it, so that a tree can be rebuilt from what comes.
+
+    A part of the catalog that can't be read is told to `on_damage`, and the rest goes on.
+    """
     record = snapshot.record
-    reader = CatalogReader(Root(record.root, record.root_bytes, record.depth), repository.blobs.get)
+    root = Root(record.root, record.root_bytes, record.depth)
+    reader = CatalogReader(root, repository.blobs.get, on_damage)
     above = _directories_to(reader, selection.prefix)  # on the way to the present path, not yielded yet
     for entry in reader.entries(selection.prefix):
         if selection.is_past(entry.path):

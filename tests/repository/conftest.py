@@ -22,8 +22,8 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def opened(config: Config) -> Callable[[], Repository]:
-    return lambda: open_repository(config, lambda: PASSPHRASE, settle=True)
+def opened(config: Config) -> Callable[..., Repository]:
+    return lambda settle=True: open_repository(config, lambda: PASSPHRASE, settle=settle)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from enigma.snapshots.excludes import Excludes
 from enigma.snapshots.selection import find_snapshot
 from workers.objects import ObjectType, PackSet
 
-Opened = Callable[[], Repository]
+Opened = Callable[..., Repository]
 
 
 class Silent:
@@ -59,7 +59,7 @@ def run_backup(opened: Opened, source: Path, **changes: object) -> BackupResult:
 
 
 def problems_of(opened: Opened) -> Findings:
-    with opened() as repository, repository.session("verify") as session:
+    with opened(settle=False) as repository, repository.session("verify") as session:
         return verify(repository, session, repository.manifest.snapshots(), Silent())
 
 
@@ -219,7 +219,38 @@ def test_a_snapshot_that_disappears_without_a_tombstone_is_missed(opened: Opened
     run_backup(opened, source)
     path.unlink()
     found = problems_of(opened)
+    assert [path.name in why for _, why in found.problems] == [True]
+    for local in config.db_path.parent.glob("enigma.db*"):
+        local.unlink()
+    found = problems_of(opened)  # a machine that never saw it hears of it from the later snapshot
     assert [(subject, "no provider shows it" in why) for subject, why in found.problems] == [(first.hex(), True)]
+
+
+def test_a_withheld_tombstone_resurrects_nothing(opened: Opened, source: Path, config: Config) -> None:
+    run_backup(opened, source)
+    (path,) = (Path(config.providers[0].bucket) / "snapshots").iterdir()
+    kept = path.read_bytes()
+    with session_of(opened) as (repository, session):
+        repository.delete_snapshot(find_snapshot(repository.manifest, "latest"), session.session_id, "forgotten")
+    (tomb,) = (Path(config.providers[0].bucket) / "tomb").iterdir()
+    with session_of(opened):
+        pass
+    tomb.unlink()
+    path.write_bytes(kept)
+    with session_of(opened) as (repository, _):
+        assert repository.manifest.snapshots() == ()
+    assert [tomb.name in why for _, why in problems_of(opened).problems] == [True]
+
+
+def test_a_damaged_marker_or_config_stops_nobody(opened: Opened, source: Path, config: Config) -> None:
+    run_backup(opened, source)
+    store = Path(config.providers[0].bucket)
+    (store / "marker").write_bytes(b"rot")
+    next((store / "config").iterdir()).write_bytes(b"rot")
+    subjects = {subject.split("/")[0] for subject, _ in problems_of(opened).problems}
+    assert subjects == {"marker", "config"}
+    assert run_backup(opened, source).read_files == 0
+    assert {subject.split("/")[0] for subject, _ in problems_of(opened).problems} == {"config"}
 
 
 def test_a_pack_that_the_listing_lacks_is_not_believed_in(opened: Opened, source: Path, config: Config) -> None:

@@ -208,7 +208,7 @@ def test_a_newer_kind_of_slot_is_unsupported_and_not_corrupt(path: Path) -> None
 def test_no_flipped_bit_of_the_file_goes_unnoticed(path: Path) -> None:
     create(path)
     data = path.read_bytes()
-    for at in [*range(0, 80), *range(80, len(data), 97), len(data) - 1]:
+    for at in [*range(80), *range(80, len(data), 97), len(data) - 1]:
         changed = bytearray(data)
         changed[at] ^= 0x04
         path.write_bytes(changed)
