@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -141,8 +142,8 @@ def sample(tree: Tree) -> list[Piece]:
 
 def sink_speed(work: Path, pack_bytes: int, *, total_bytes: int) -> float:
     """Bytes per second of the local provider on this disk: the median of three rounds, with its upload threads."""
-    speeds = sorted(_sink_round(work / "sink", pack_bytes, max(1, total_bytes // pack_bytes)) for _ in range(3))
-    return speeds[1]
+    packs = max(1, total_bytes // pack_bytes)
+    return statistics.median(_sink_round(work / "sink", pack_bytes, packs) for _ in range(3))
 
 
 class _Bench:
@@ -162,9 +163,8 @@ class _Bench:
 
     def speeds(self) -> Speeds:
         read = self._per_byte(self._read)
-        contents = self._places
-        cut = self._per_byte(lambda: [self._chunker.cuts(content, final=True) for content in contents])
-        chunks = [chunk for content in contents for chunk in self._chunks(content)]
+        cut = self._per_byte(lambda: [self._chunker.cuts(content, final=True) for content in self._places])
+        chunks = [chunk for content in self._places for chunk in self._chunks(content)]
         frames = [self._compressor.compress(chunk) for chunk in chunks]
         stored = [chunk if frame is None else memoryview(frame) for chunk, frame in zip(chunks, frames, strict=True)]
         pack = mapped(sum(len(one) + TAG_BYTES for one in stored))
@@ -181,23 +181,23 @@ class _Bench:
             fetch=self._fetch(pack),
             open=self._per_byte(lambda: self._open(places, scratch)),
             decompress=self._per_byte(lambda: self._decompress(chunks, frames)),
-            write=self._per_byte(lambda: self._write(contents), prepare=self._clear),
+            write=self._write_per_byte(),
         )
 
-    def _per_byte(
-        self, action: Callable[[], object], *, of_bytes: int = 0, prepare: Callable[[], None] | None = None
-    ) -> float:
-        """Median seconds of the action over the sample, per byte of it. `prepare` runs before each call, uncounted."""
-        if prepare is None:
-            return seconds_of(action, least_s=self._least_s) / (of_bytes or self._length_bytes)
+    def _per_byte(self, action: Callable[[], object], *, of_bytes: int = 0) -> float:
+        """Median seconds of the action over the sample, per byte of it."""
+        return seconds_of(action, least_s=self._least_s) / (of_bytes or self._length_bytes)
+
+    def _write_per_byte(self) -> float:
+        """The same for writing, which needs a clean start each time."""
         samples = []
         for _ in range(4):
-            prepare()
+            self._clear()
             started_s = time.perf_counter()
-            action()
+            self._write(self._places)
             samples.append(time.perf_counter() - started_s)
-        prepare()
-        return sorted(samples[1:])[1] / (of_bytes or self._length_bytes)
+        self._clear()
+        return statistics.median(samples[1:]) / self._length_bytes
 
     def _read(self) -> None:
         for place, piece in zip(self._places, self._pieces, strict=True):

@@ -51,8 +51,8 @@ class Cipher:
     def open_into(self, sealed: bytes | memoryview, out: memoryview, *, nonce: bytes, aad: bytes) -> int:
         """Decrypt into `out`; return the bytes written, len(sealed) - 16. Raises SealBroken, and then `out` is junk."""
         length_bytes = len(sealed) - TAG_BYTES
-        if length_bytes < 0:
-            raise SealBroken("shorter than its tag")
+        if length_bytes < 0 or len(nonce) != NONCE_BYTES:
+            raise SealBroken("is shorter than its nonce and tag")
         try:
             self._gcm.decrypt_into(nonce, sealed, aad, out[:length_bytes])
         except InvalidTag as exc:
@@ -65,6 +65,8 @@ class Cipher:
 
     def open(self, sealed: bytes | memoryview, *, nonce: bytes, aad: bytes) -> bytes:
         """For small things: allocates its result. Raises SealBroken."""
+        if len(nonce) != NONCE_BYTES or len(sealed) < TAG_BYTES:
+            raise SealBroken("is shorter than its nonce and tag")
         try:
             return self._gcm.decrypt(nonce, sealed, aad)
         except InvalidTag as exc:
