@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +44,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a program. `cpu_s` and `peak_bytes` (PSS) include every process it started."""
+    """One run of a program. `cpu_s` and `peak_bytes` (PSS) include every process it started.
+
+    `others_cpu_s` is what the rest of the machine was busy with meanwhile: other programs, and the kernel's threads.
+    """
 
     wall_s: float
     cpu_s: float
     peak_bytes: int
+    others_cpu_s: float
 
 
 def seconds_of(action: Callable[[], object], *, least_s: float = 0.2, repeats: int = 3) -> float:
@@ -82,11 +86,11 @@ def run_program(
 ) -> tuple[Run, bytes]:
     """Run to its end; its standard output too. Raises ProgramFailed with the end of what it said."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        started_s = time.perf_counter()
+        started_s, busy_s = time.perf_counter(), _busy_s()
         process = subprocess.Popen(words, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         with peak_of(process.pid) as peak:
             _, status, usage = os.wait4(process.pid, 0)
-            wall_s = time.perf_counter() - started_s
+            wall_s, busy_s = time.perf_counter() - started_s, _busy_s() - busy_s
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
@@ -94,7 +98,22 @@ def run_program(
         if process.returncode not in good:
             complaint = (err.read() or said)[-1500:].decode("utf-8", "replace")
             raise ProgramFailed(f"{' '.join(words[:4])} ... ended with {process.returncode}:\n{complaint}")
-    return Run(wall_s, usage.ru_utime + usage.ru_stime, peak.peak_bytes), said
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return Run(wall_s, cpu_s, peak.peak_bytes, max(0.0, busy_s - cpu_s)), said
+
+
+def told_noise(runs: Iterable[Run]) -> str:
+    """For a table's notes: how far the machine was not ours alone."""
+    some = list(runs)
+    others_s, wall_s = sum(run.others_cpu_s for run in some), sum(run.wall_s for run in some)
+    return f"noise: meanwhile others kept {others_s / wall_s:.2f} of {len(os.sched_getaffinity(0))} cores busy"
+
+
+def _busy_s() -> float:
+    """CPU seconds that all cores have been busy since boot."""
+    user, nice, system, _idle, _iowait, *rest = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    irq, softirq, steal = rest[:3]
+    return sum(map(int, (user, nice, system, irq, softirq, steal))) / os.sysconf("SC_CLK_TCK")
 
 
 class Peak:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.measure import MIB, Run, Spread, passes, set_aside, settle, told_passes
+from bench.measure import MIB, Run, Spread, passes, set_aside, settle, told_noise, told_passes
 from bench.programs import PEERS, Enigma, Program, check_restored
 from bench.tables import Row, Table, figure
 from bench.trees import Tree, warm
@@ -20,6 +20,7 @@ def run(trees: Iterable[Tree], work: Path, *, repeats: int) -> Table:
     table = Table("peers", f"Enigma and its peers in turns; {told_passes(repeats)}")
     for tree in trees:
         runs, stored_bytes = _measure(tree, work, programs, repeats)
+        table.notes.append(f"{tree.name}: {told_noise(one for some in runs.values() for one in some)}")
         for operation in OPERATIONS:
             table.rows += [_row(tree, operation, one.name, runs, stored_bytes) for one in programs]
     missing = [peer.name for peer in PEERS if not peer.installed()]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.limits import Amounts, Limit, Speeds, measure_speeds, sink_speed
-from bench.measure import MIB, Run, Spread, passes, set_aside, settle, told_passes
+from bench.measure import MIB, Run, Spread, passes, set_aside, settle, told_noise, told_passes
 from bench.programs import Enigma, check_restored
 from bench.tables import Row, Table, figure
 from bench.trees import Tree, warm
@@ -35,6 +35,7 @@ def run(
         limits = _limits(speeds, amounts, sink, cores)
         for operation in OPERATIONS:
             table.rows.append(_row(tree, operation, runs[operation], limits.get(operation)))
+        table.notes.append(f"{tree.name}: {told_noise(one for some in runs.values() for one in some)}")
         table.notes += [f"limit of {tree.name} {operation}: {limit.text()}" for operation, limit in limits.items()]
         table.notes.append(
             f"{tree.name}: {tree.files} files, {tree.length_bytes / 1e6:.0f} MB, {amounts.new_bytes / 1e6:.0f} MB new, "

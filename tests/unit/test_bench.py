@@ -14,7 +14,7 @@ import pytest
 
 from bench.__main__ import TABLES, main
 from bench.limits import Amounts, Speeds
-from bench.measure import MIB, ProgramFailed, Spread, passes, peak_of, run_program
+from bench.measure import MIB, ProgramFailed, Spread, passes, peak_of, run_program, told_noise
 from bench.tables import Table
 from bench.trees import Sizes, make, make_changed, regular_files, text_of
 
@@ -116,6 +116,16 @@ def test_cpu_seconds_include_children_of_children(tmp_path: Path) -> None:
     nest = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}], check=True)"
     run, _ = run_program([sys.executable, "-c", nest], env=PYTHON_ENV, cwd=tmp_path)
     assert run.cpu_s >= 0.3
+
+
+def test_work_of_others_is_not_taken_for_the_programs_own(tmp_path: Path) -> None:
+    burn = "import time\nwhile time.process_time() < 30: pass"
+    with subprocess.Popen([sys.executable, "-c", burn]) as other:
+        run, _ = run_program([sys.executable, "-c", "import time; time.sleep(0.5)"], env=PYTHON_ENV, cwd=tmp_path)
+        other.kill()
+    assert run.others_cpu_s > 0.2
+    assert run.cpu_s < 0.2
+    assert "cores busy" in told_noise([run])
 
 
 def test_peak_memory_includes_children_and_counts_shared_pages_once(tmp_path: Path) -> None:
