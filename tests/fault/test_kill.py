@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import PASSPHRASE, Done, Program, Tree, finish, poll, same_tree, shared_memory, workers
+from tests.program import Done, Program, Tree, finish, poll, shared_memory, workers
 
 ROUNDS = int(os.environ.get("ENIGMA_KILL_ROUNDS", "30"))
 COMPARE_EVERY = 10

@@ -11,7 +11,7 @@ chunks), and reading after listing (a listing hands over the bodies).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -401,7 +401,7 @@ class Session:
         """Put one pack at its targets; on return it is complete."""
         key, body, done = f"packs/{self.world.new_id('k')}", Pack(frozenset(chunks), self.sid), set[str]()
         order = self.world.rng.sample(self.world.providers, len(self.world.providers))
-        self.claims |= {chunk: key for chunk in body.chunks}
+        self.claims |= dict.fromkeys(body.chunks, key)
         while len(done) < wanted:
             for provider in order:
                 if provider.up and provider.name not in done and len(done) < wanted:
@@ -596,9 +596,7 @@ class Collect(Session):
         packs, good, victims = sorted(view.standing("packs/").items()), self.good_packs(view), set[str]()
         self.world.rng.shuffle(packs)
         for key, pack in packs:
-            if self.rules.skip_packs_of_live_creators and pack.sid in alive:
-                kept |= pack.chunks
-            elif key in good and pack.chunks <= live and not pack.chunks <= kept:
+            if (self.rules.skip_packs_of_live_creators and pack.sid in alive) or (key in good and pack.chunks <= live and not pack.chunks <= kept):
                 kept |= pack.chunks
             else:
                 victims.add(key)

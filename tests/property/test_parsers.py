@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from enigma.errors import EnigmaError
 from enigma.model import records
 from enigma.model.entries import Entry, Kind
+from enigma.providers.memory import MemoryProvider
 from enigma.repository import names
 from enigma.repository.catalog import CatalogReader, Root, content_refs, list_blobs
 from enigma.repository.store import read_marker
-from enigma.providers.memory import MemoryProvider
 from tests.engine.owner import DATA_KEY, KEY_ID, REPOSITORY_ID
 from workers.compression import Decompressor, compress_small, decompress_small
 from workers.errors import EngineError, SealBroken
@@ -179,7 +179,12 @@ def test_garbage_is_no_record(kind: type[records.Record], garbage: bytes) -> Non
 
 
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary(max_size=20) | st.text(max_size=9),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.binary(max_size=20)
+    | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
     max_leaves=12,
 )
@@ -189,7 +194,7 @@ ANYTHING = st.recursive(
 @given(data=st.data())
 @settings(max_examples=60)
 def test_well_formed_nonsense_is_no_record(kind: type[records.Record], data: st.DataObject) -> None:
-    fields = data.draw(st.fixed_dictionaries({}, optional={name: ANYTHING for name in kind.__struct_fields__}))
+    fields = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(kind.__struct_fields__, ANYTHING)))
     survives(lambda: records.decode(kind, msgspec.msgpack.encode(fields), "some/key"))
 
 
@@ -235,7 +240,9 @@ def test_a_catalog_that_contains_itself_ends() -> None:
 @given(GARBAGE, st.integers(-2, 30))
 def test_garbage_is_no_chunk_list(garbage: bytes, depth: int) -> None:
     entry = Entry(b"x", Kind.FILE, 0, 0, 0, "", "", 0, 0, 0, 0, content=garbage, depth=depth)
-    survives(lambda: [next(content_refs(entry, lambda *_: garbage), None), next(list_blobs(entry, lambda *_: garbage), None)])
+    survives(
+        lambda: [next(content_refs(entry, lambda *_: garbage), None), next(list_blobs(entry, lambda *_: garbage), None)]
+    )
 
 
 @given(GARBAGE)
@@ -245,7 +252,10 @@ def test_garbage_is_no_marker(garbage: bytes) -> None:
     assert not survives(lambda: read_marker(provider))
 
 
-@given(st.text(max_size=80) | st.sampled_from(["snapshots/", "config/00000001-", "packs/backup/ab/"]).map(lambda p: p + "zz"))
+@given(
+    st.text(max_size=80)
+    | st.sampled_from(["snapshots/", "config/00000001-", "packs/backup/ab/"]).map(lambda p: p + "zz")
+)
 def test_foreign_names_are_left_alone(name: str) -> None:
     if not names.is_ours(name):
         survives(lambda: names.object_id_of(name))

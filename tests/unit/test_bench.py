@@ -14,7 +14,7 @@ import pytest
 
 from bench.__main__ import TABLES, main
 from bench.limits import Amounts, Speeds
-from bench.measure import MIB, ProgramFailed, Spread, passes, peak_of, run_program, told_noise
+from bench.measure import FEW_FILES, MIB, ProgramFailed, Spread, passes, peak_of, run_program, set_aside, told_noise
 from bench.tables import Table
 from bench.trees import Sizes, make, make_changed, regular_files, text_of
 
@@ -161,6 +161,15 @@ def test_the_first_pass_counts_only_when_it_is_the_only_one() -> None:
 
 def test_a_spread_is_median_and_extremes() -> None:
     assert Spread.of([3.0, 1.0, 9.0]) == Spread(3.0, 1.0, 9.0)
+
+
+def test_only_folders_of_few_files_are_deleted_at_once(tmp_path: Path) -> None:
+    for name, files in (("few", FEW_FILES), ("many", FEW_FILES + 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+        set_aside(tmp_path / name, tmp_path, files=files)
+        assert not (tmp_path / name).exists()
+    assert [path.read_text() for path in tmp_path.rglob("content")] == ["many"]
 
 
 # ---- limits
