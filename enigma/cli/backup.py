@@ -25,7 +25,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from enigma.cli.context import Args, Context
-from enigma.cli.opening import snapshot_record, writing
+from enigma.cli.opening import snapshot_record, unlocking, writing
 from enigma.cli.output import ProgressBar, format_bytes, format_duration, path_text
 from enigma.errors import EXIT_DONE, EXIT_INPUT_UNREADABLE, EXIT_REDUCED_REDUNDANCY, UsageError
 
@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 
 
 def run(ctx: Context, args: Args) -> int:
+    unlock = unlocking(ctx)
     from enigma.snapshots.backup import back_up, check_sources
 
     spec = _spec(ctx, args)
     check_sources(spec.sources)
-    with writing(ctx, "backup") as (repository, session):
+    with writing(ctx, "backup", unlock) as (repository, session):
         with ctx.output.progress("backup") as bar:
             result = back_up(repository, session, spec, _Watcher(ctx, bar))
         return _report(ctx, repository, result)

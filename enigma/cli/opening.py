@@ -10,21 +10,31 @@ from enigma.errors import RepositoryNotFound
 
 if TYPE_CHECKING:
     from enigma.cli.context import Context
+    from enigma.keys.unlocking import Unlocking
     from enigma.manifest import Manifest
     from enigma.model.records import SnapshotRecord
     from enigma.repository.repository import Repository
     from enigma.repository.sessions import Session
 
 
+def unlocking(ctx: Context) -> Unlocking:
+    """Begin to open the keystore; what a command imports next is imported meanwhile."""
+    from enigma.keys.unlocking import Unlocking
+
+    config = ctx.load_config()
+    return Unlocking(config.keyfile_path, ctx.passphrase, config.mlkem_key_path)
+
+
 @contextmanager
-def writing(ctx: Context, kind: str) -> Iterator[tuple[Repository, Session]]:
+def writing(ctx: Context, kind: str, unlock: Unlocking | None = None) -> Iterator[tuple[Repository, Session]]:
     """The repository with a session, no other process writing through this configuration directory meanwhile."""
+    unlock = unlock or unlocking(ctx)
     from enigma.repository.repository import exclusive, open_repository
 
     config = ctx.load_config()
     with (
         exclusive(config),
-        open_repository(config, ctx.passphrase, settle=True) as repository,
+        open_repository(config, unlock, settle=True) as repository,
         repository.session(kind) as session,
     ):
         _warn_of_problems(ctx, session)
@@ -32,14 +42,15 @@ def writing(ctx: Context, kind: str) -> Iterator[tuple[Repository, Session]]:
 
 
 @contextmanager
-def reading(ctx: Context, kind: str) -> Iterator[tuple[Repository, Session]]:
+def reading(ctx: Context, kind: str, unlock: Unlocking | None = None) -> Iterator[tuple[Repository, Session]]:
     """As `writing`: what is read is declared in a session, and the view is refreshed, so one process at a time."""
+    unlock = unlock or unlocking(ctx)
     from enigma.repository.repository import exclusive, open_repository
 
     config = ctx.load_config()
     with (
         exclusive(config),
-        open_repository(config, ctx.passphrase) as repository,
+        open_repository(config, unlock) as repository,
         repository.session(kind) as session,
     ):
         _warn_of_problems(ctx, session)

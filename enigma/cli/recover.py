@@ -17,6 +17,7 @@ from enigma.errors import EXIT_DONE, EXIT_FAILED
 
 def run(ctx: Context, args: Args) -> int:
     from enigma.config import write_default
+    from enigma.keys.unlocking import Unlocking
     from enigma.maintenance.recover import recover
     from enigma.repository.repository import exclusive, open_repository, recover_keystore
 
@@ -27,7 +28,8 @@ def run(ctx: Context, args: Args) -> int:
         if not config.keyfile_path.exists():
             recover_keystore(config, lambda: passphrase)
         set_aside(config.db_path)
-        with open_repository(config, lambda: passphrase) as repository, repository.session("recover") as session:
+        unlock = Unlocking(config.keyfile_path, lambda: passphrase, config.mlkem_key_path)
+        with open_repository(config, unlock) as repository, repository.session("recover") as session:
             done = recover(repository, session, _Watcher(ctx))
     ctx.output.result(
         f"recovered: {done.snapshots} snapshots, {done.packs} packs, {done.blobs} chunks"

@@ -20,7 +20,7 @@ import os
 from typing import TYPE_CHECKING
 
 from enigma.cli.context import Args, Context
-from enigma.cli.opening import reading
+from enigma.cli.opening import reading, unlocking
 from enigma.cli.output import ProgressBar, format_bytes, path_text
 from enigma.errors import EXIT_DONE, EXIT_FAILED, UsageError
 
@@ -32,14 +32,15 @@ if TYPE_CHECKING:
 
 
 def run(ctx: Context, args: Args) -> int:
+    if not args["--list"] and bool(args["<target>"]) == args["--in-place"]:
+        raise UsageError("Give a target directory, or --in-place.")
+    unlock = unlocking(ctx)
     from enigma.snapshots.restore import restore
     from enigma.snapshots.selection import Selection, find_snapshot
 
     selection = Selection.from_options(path=args["--path"], globs=args["--glob"])
     overwrite = _overwrite(args["--overwrite"])
-    if not args["--list"] and bool(args["<target>"]) == args["--in-place"]:
-        raise UsageError("Give a target directory, or --in-place.")
-    with reading(ctx, "restore") as (repository, session):
+    with reading(ctx, "restore", unlock) as (repository, session):
         snapshot = find_snapshot(repository.manifest, args["<snapshot>"])
         if args["--list"]:
             session.reading([snapshot.record.snapshot_id])

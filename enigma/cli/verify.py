@@ -17,7 +17,7 @@ import re
 from typing import TYPE_CHECKING
 
 from enigma.cli.context import Args, Context
-from enigma.cli.opening import reading
+from enigma.cli.opening import reading, unlocking
 from enigma.cli.output import ProgressBar, format_bytes
 from enigma.errors import EXIT_DONE, EXIT_FAILED, UsageError
 
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 
 def run(ctx: Context, args: Args) -> int:
+    subset = _subset(args)
+    unlock = unlocking(ctx)
     from enigma.maintenance.verify import adopt, verify
     from enigma.snapshots.selection import find_snapshot
 
-    subset = _subset(args)
-    with reading(ctx, "verify") as (repository, session):
+    with reading(ctx, "verify", unlock) as (repository, session):
         names = args["<snapshot>"]
         snapshots = (
             [find_snapshot(repository.manifest, name, void_too=True) for name in names]

@@ -177,21 +177,14 @@ class Repository:
 
 
 def open_repository(
-    config: Config, passphrase: Callable[[], bytes], *, settle: bool = False, clock: Clock = SYSTEM_CLOCK
+    config: Config, unlock: Callable[[], LocalKeystore], *, settle: bool = False, clock: Clock = SYSTEM_CLOCK
 ) -> Repository:
     """Open what `init` or `recover` made. With `settle`, what the TOML asks for is taken into the sealed config first.
 
     Raises RepositoryNotFound, WrongPassphrase, ProviderError, and ConfigError where a provider is another's.
     """
-    if not config.keyfile_path.exists():
-        raise RepositoryNotFound(
-            f"There is no keystore at {config.keyfile_path}; run `enigma init` for a new repository, "
-            "or `enigma recover` to get an existing one back from its providers."
-        )
     with ExitStack() as undo:
-        keystore = undo.enter_context(
-            LocalKeystore.open(config.keyfile_path, passphrase=passphrase(), mlkem_key_path=config.mlkem_key_path)
-        )
+        keystore = undo.enter_context(unlock())
         manifest = undo.enter_context(Manifest.open(config.db_path, create=True))
         unused = settle and manifest.meta_get(UNUSED_KEY) == b"1"
         places = undo.enter_context(_places(config, keystore.repository_id, keystore, create=unused))

@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import Done, Program, Tree, finish, poll, shared_memory, workers
+from tests.program import PASSPHRASE, Done, Program, Tree, finish, poll, same_tree, shared_memory, workers
 
 ROUNDS = int(os.environ.get("ENIGMA_KILL_ROUNDS", "30"))
 COMPARE_EVERY = 10
@@ -110,7 +111,7 @@ def test_killed_backup_harms_no_snapshot_and_the_next_one_is_whole(program, tree
     known = standing(program)
     for number in range(1, ROUNDS // 2 + 1):
         tree.change(new_bytes=chance.choice((1, 100_000, 3 << 20)))
-        _, hit = victim(program.start("--json", "backup", tree.root), chance, usual_s)
+        _, hit = victim(program.start("backup", tree.root), chance, usual_s)
         hits[hit] += 1
         assert_nobody_left(program)
         program.verify()
@@ -123,8 +124,304 @@ def test_killed_backup_harms_no_snapshot_and_the_next_one_is_whole(program, tree
     print(f"{victim.__name__}: {hits[True]} killed, {hits[False]} had ended before")
     assert hits[True] >= ROUNDS // 6
     assert known <= standing(program)
-    other = another_machine(
-        program, tmp_path / "other"
-    )  # whole packs that a killed run left unlisted come back as well
+    other = another_machine(program, tmp_path / "other")  # lists the whole packs that a killed run left unlisted
     other.verify("--read-data")
     other.restores("latest", tree.root, tmp_path / "restored")
+
+
+# ---- other commands
+
+OTHER_ROUNDS = max(4, ROUNDS // 8)
+OTHER_PASSPHRASE = "seven green lanterns beside the harbour 88"
+
+
+def killed(program: Program, chance: random.Random, usual_s: float, *args: str | Path) -> Done:
+    """A run that was killed at a random moment of its usual time."""
+    done, _ = kill_parent(program.start(*args), chance, usual_s)
+    assert_nobody_left(program)
+    return done
+
+
+def test_killed_restore_can_be_run_again_into_the_same_folder(program, tree, tmp_path) -> None:
+    chance, target = random.Random(SEED), tmp_path / "restored"
+    program.backup(tree.root)
+    usual_s = program.run("restore", "latest", tmp_path / "first").expect(0).duration_s
+    for _ in range(OTHER_ROUNDS):
+        killed(program, chance, usual_s, "restore", "latest", target)
+        program.restores("latest", tree.root, target)
+        shutil.rmtree(target)
+    program.verify()
+
+
+def test_killed_worker_ends_a_restore_with_one_sentence(program, tree, tmp_path) -> None:
+    program.backup(tree.root)
+    started_s = time.monotonic()
+    process = program.start("restore", "latest", tmp_path / "restored")
+    found: list[int] = []
+    assert poll(lambda: found.extend(workers(process.pid)) or bool(found), within_s=20.0)
+    os.kill(found[0], signal.SIGKILL)
+    killed_s = time.monotonic()
+    done = finish(process, ("restore",), started_s=started_s)
+    assert time.monotonic() - killed_s < GONE_WITHIN_S
+    assert "worker" in done.expect(1).sentence()
+    assert_nobody_left(program)
+    program.restores("latest", tree.root, tmp_path / "restored")
+
+
+@pytest.mark.parametrize("args", [("verify", "--read-data"), ("key", "rotate")], ids=" ".join)
+def test_killed_command_is_run_again_and_nothing_is_lost(program, tree, tmp_path, args) -> None:
+    chance = random.Random(SEED)
+    program.backup(tree.root)
+    usual_s = program.run(*args).expect(0).duration_s
+    for _ in range(OTHER_ROUNDS):
+        killed(program, chance, usual_s, *args)
+        program.run(*args).expect(0)
+        program.verify()
+    tree.change()
+    program.backup(tree.root)
+    another_machine(program, tmp_path / "other").restores("latest", tree.root, tmp_path / "restored")
+
+
+def test_killed_recover_is_run_again(program, tree, tmp_path) -> None:
+    chance = random.Random(SEED)
+    program.backup(tree.root)
+    other = another_machine(program, tmp_path / "other")
+    usual_s = other.run("recover").expect(0).duration_s
+    for _ in range(OTHER_ROUNDS):
+        killed(other, chance, usual_s, "recover")
+        if chance.random() < 0.5:
+            (other.config / "keys.enc").unlink(missing_ok=True)
+        other.run("recover").expect(0)
+        other.verify()
+    other.restores("latest", tree.root, tmp_path / "restored")
+
+
+# ---- every step
+
+KILLED_AT_STEP = """
+import os, signal, sys
+at, seen = int(sys.argv[1]), 0
+def counted(name):
+    real = getattr(os, name)
+    def call(*args, **kwargs):
+        global seen
+        seen += 1
+        if seen == at:
+            if name in ("write", "pwrite") and len(args[1]) > 1:
+                real(args[0], bytes(args[1])[: len(args[1]) // 2], *args[2:])  # a torn write
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    setattr(os, name, call)
+for name in ("replace", "rename", "link", "unlink", "fsync", "fdatasync", "write", "pwrite", "mkdir"):
+    counted(name)
+from enigma.cli.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def run_killed_at(program: Program, step: int, *args: str | Path) -> Done:
+    """A run of the program that kills itself instead of making its `step`-th change to the file system."""
+    words = [sys.executable, "-c", KILLED_AT_STEP, str(step), *map(str, args)]
+    done = subprocess.run(words, env=program.environ(), capture_output=True, text=True, timeout=60, check=False)
+    return Done(tuple(map(str, args)), done.returncode, done.stdout, done.stderr, 0.0)
+
+
+def steps() -> Iterator[int]:
+    """1, 2, 3 and on, until the test finds that a run ended before it was killed."""
+    return iter(range(1, 200))
+
+
+def copied(program: Program, home: Path) -> Program:
+    """The same home at another place, with a configuration that fits it."""
+    shutil.rmtree(home, ignore_errors=True)
+    shutil.copytree(program.home, home, symlinks=True)
+    copy = Program(home, passphrase=program.passphrase)
+    toml = copy.config / "enigma.toml"
+    toml.write_text(toml.read_text().replace(str(program.home), str(home)))
+    return copy
+
+
+def opens(program: Program, passphrase: str) -> bool:
+    """Whether this passphrase opens the keystore; anything but yes or no fails."""
+    done = Program(program.home, passphrase=passphrase).run("key", "list")
+    return done.status == 0 or not done.expect(12).sentence()
+
+
+def test_passphrase_change_killed_at_any_step_leaves_one_that_opens(program, tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").write_text("content")
+    program.backup(tmp_path / "data")
+    (tmp_path / "new").write_text(OTHER_PASSPHRASE + "\n")
+    change = ("key", "passphrase", "--new-passphrase-file", tmp_path / "new")
+    for step in steps():
+        copy = copied(program, tmp_path / "copy")
+        done = run_killed_at(copy, step, *change)
+        if done.status != -signal.SIGKILL:
+            done.expect(0)
+            break
+        new = opens(copy, OTHER_PASSPHRASE)
+        assert new != opens(copy, PASSPHRASE), f"step {step}"
+        copy.passphrase = OTHER_PASSPHRASE if new else PASSPHRASE
+        copy.verify()
+        if not new:
+            copy.run(*change).expect(0)
+            copy.passphrase = OTHER_PASSPHRASE
+        elsewhere = copied(copy, tmp_path / "elsewhere")  # the providers alone
+        for file in elsewhere.config.iterdir():
+            if file.name.startswith(("keys", "enigma.db")):
+                file.unlink()
+        elsewhere.run("recover").expect(0)
+        elsewhere.verify()
+    assert step > 10
+    print(f"key passphrase: killed at {step - 1} steps")
+
+
+def test_replaced_passphrase_opens_nothing_at_the_providers_after_a_kill_and_the_next_backup(program, tmp_path) -> None:
+    """Whoever changes a passphrase because it leaked must be rid of it, however the change was interrupted."""
+    (tmp_path / "data").mkdir()
+    program.backup(tmp_path / "data")
+    (tmp_path / "new").write_text(OTHER_PASSPHRASE + "\n")
+    still = []
+    for step in steps():
+        copy = copied(program, tmp_path / "copy")
+        done = run_killed_at(copy, step, "key", "passphrase", "--new-passphrase-file", tmp_path / "new")
+        if done.status == -signal.SIGKILL and not opens(copy, OTHER_PASSPHRASE):
+            continue
+        copy.passphrase = OTHER_PASSPHRASE
+        copy.backup(tmp_path / "data")
+        for file in copy.config.iterdir():
+            if file.name.startswith(("keys", "enigma.db")):
+                file.unlink()
+        if Program(copy.home, passphrase=PASSPHRASE).run("recover").status != 12:
+            still.append(step)
+        if done.status == 0:
+            break
+    assert still == []
+
+
+def test_key_rotation_killed_at_any_step_loses_no_key(program, tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").write_text("content")
+    program.backup(tmp_path / "data")
+    for step in steps():
+        copy = copied(program, tmp_path / "copy")
+        done = run_killed_at(copy, step, "key", "rotate")
+        (tmp_path / "data" / "file").write_text(f"content {step}")
+        copy.backup(tmp_path / "data")
+        for file in copy.config.iterdir():
+            if file.name.startswith(("keys", "enigma.db")):
+                file.unlink()
+        copy.run("recover").expect(0)
+        copy.verify("--read-data")
+        if done.status != -signal.SIGKILL:
+            done.expect(0)
+            break
+    assert step > 5
+
+
+def test_init_killed_at_any_step_is_run_again_or_says_what_to_do(tmp_path) -> None:
+    """Told to empty the place or to move a file away, a user who does just that gets a repository."""
+    (tmp_path / "data").mkdir()
+    refused: Counter[str] = Counter()
+    for step in steps():
+        program = Program(tmp_path / f"home-{step}")
+        done = run_killed_at(program, step, "init")
+        if done.status != -signal.SIGKILL:
+            done.expect(0)
+            break
+        again = program.run("init")
+        if again.status:
+            sentence = again.expect(1).sentence()
+            refused[sentence.replace(str(program.home), "~")] += 1
+            follow(program, sentence)
+        program.backup(tmp_path / "data")
+        program.verify()
+    assert step > 5
+    print(f"init: killed at {step - 1} steps, refused: {dict(refused)}")
+
+
+def follow(program: Program, sentence: str) -> None:
+    """Do what the sentence says, as a user would: move away what is named, empty what is named."""
+    for _ in range(4):
+        for file in program.config.iterdir():
+            if f"{file} " in sentence:
+                file.rename(file.with_name(file.name + ".away"))
+        if "not empty" in sentence or "empty the place" in sentence:
+            shutil.rmtree(program.store)
+        done = program.run("init")
+        if done.status == 0:
+            return
+        assert (sentence := done.expect(1).sentence())
+    raise AssertionError(f"following the advice leads nowhere: {sentence}")
+
+
+# ---- signals
+
+
+def lock_is_held(program: Program, process: subprocess.Popen[str]) -> bool:
+    """The run has come to its work: an interpreter that only starts does not know our signals yet."""
+    lock = program.config / "enigma.lock"
+    return process.poll() is not None or (lock.exists() and lock.read_text() == str(process.pid))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_a_backup_with_one_sentence_and_nothing_left(program, tree, tmp_path, number, status) -> None:
+    chance, hits = random.Random(SEED), 0
+    usual_s = program.run("backup", tree.root).expect(0).duration_s
+    for _ in range(OTHER_ROUNDS * 2):
+        tree.change()
+        started_s = time.monotonic()
+        process = program.start("backup", tree.root)
+        poll(lambda process=process: lock_is_held(program, process), within_s=20.0)
+        poll(lambda process=process: process.poll() is not None, within_s=chance.uniform(0.0, usual_s * 0.7))
+        process.send_signal(number)
+        sent_s = time.monotonic()
+        done = finish(process, ("backup",), started_s=started_s)
+        if done.status == 0:
+            continue
+        hits += 1
+        done.expect(status).sentence()
+        assert time.monotonic() - sent_s < 10.0
+        assert_nobody_left(program)
+        assert list((program.store / "tmp").iterdir()) == []
+        assert list((program.store / "sessions").iterdir()) == []
+    assert hits >= OTHER_ROUNDS // 2
+    program.verify()
+    program.backup(tree.root)
+    program.restores("latest", tree.root, tmp_path / "restored")
+
+
+def test_second_interrupt_leaves_nothing_behind_either(program, tree) -> None:
+    chance = random.Random(SEED)
+    for _ in range(OTHER_ROUNDS):
+        process = program.start("backup", "--force", tree.root)
+        started_s = time.monotonic()
+        assert poll(lambda process=process: bool(workers(process.pid)), within_s=20.0)
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            poll(lambda process=process: process.poll() is not None, within_s=chance.uniform(0.0, 0.05))
+        done = finish(process, ("backup",), started_s=started_s)
+        if done.status:
+            done.expect(130).sentence()
+        assert_nobody_left(program)
+    program.backup(tree.root)
+    program.verify()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_backup_after_an_interrupt_does_not_store_again_what_was_stored(program, tmp_path, number) -> None:
+    tree = Tree(tmp_path / "source", SEED, large_bytes=400 << 20)
+    process = program.start("backup", tree.root)
+    started_s = time.monotonic()
+    assert poll(lambda: stored_bytes(program) >= 96 << 20 or process.poll() is not None, within_s=60.0)
+    process.send_signal(number)
+    finish(process, ("backup",), started_s=started_s).expect(128 + number).sentence()
+    held_bytes = stored_bytes(program)
+    again = program.backup(tree.root)["snapshot"]
+    assert again["stored_bytes"] <= again["bytes"] - held_bytes + (40 << 20)
+    program.restores("latest", tree.root, tmp_path / "restored")
+
+
+def stored_bytes(program: Program) -> int:
+    """What lies at the provider as data packs."""
+    return sum(path.stat().st_size for path in (program.store / "packs" / "backup").rglob("*") if path.is_file())

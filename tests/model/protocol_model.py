@@ -596,7 +596,9 @@ class Collect(Session):
         packs, good, victims = sorted(view.standing("packs/").items()), self.good_packs(view), set[str]()
         self.world.rng.shuffle(packs)
         for key, pack in packs:
-            if (self.rules.skip_packs_of_live_creators and pack.sid in alive) or (key in good and pack.chunks <= live and not pack.chunks <= kept):
+            if (self.rules.skip_packs_of_live_creators and pack.sid in alive) or (
+                key in good and pack.chunks <= live and not pack.chunks <= kept
+            ):
                 kept |= pack.chunks
             else:
                 victims.add(key)

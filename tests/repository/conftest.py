@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from enigma.config import Config, load, write_default
+from enigma.keys.local import LocalKeystore
 from enigma.repository.repository import Repository, create_repository, open_repository
 
 PASSPHRASE = b"correct horse battery"
+
+
+def unlock(config: Config) -> Callable[[], LocalKeystore]:
+    return lambda: LocalKeystore.open(config.keyfile_path, passphrase=PASSPHRASE)
 
 
 @pytest.fixture
@@ -23,7 +28,7 @@ def config(tmp_path: Path) -> Config:
 
 @pytest.fixture
 def opened(config: Config) -> Callable[..., Repository]:
-    return lambda settle=True: open_repository(config, lambda: PASSPHRASE, settle=settle)
+    return lambda settle=True: open_repository(config, unlock(config), settle=settle)
 
 
 @pytest.fixture

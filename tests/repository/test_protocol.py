@@ -316,7 +316,7 @@ def test_a_run_removes_its_own_checkpoints(opened: Opened, source: Path) -> None
 def test_the_chunker_is_obeyed_until_the_first_snapshot_and_refused_after(config: Config, source: Path) -> None:
     from enigma.config import load
     from enigma.repository.repository import open_repository
-    from tests.repository.conftest import PASSPHRASE
+    from tests.repository.conftest import unlock
 
     def edit(old: str, new: str) -> Config:
         path = config.config_dir / "enigma.toml"
@@ -324,12 +324,12 @@ def test_the_chunker_is_obeyed_until_the_first_snapshot_and_refused_after(config
         return load(config.config_dir)
 
     edited = edit('distribution = "RoundRobin"', 'distribution = "RoundRobin"\nchunk_strategy.Fixed.size = 65536')
-    run_backup(lambda: open_repository(edited, lambda: PASSPHRASE, settle=True), source)
-    with open_repository(edited, lambda: PASSPHRASE) as repository:
+    run_backup(lambda: open_repository(edited, unlock(config), settle=True), source)
+    with open_repository(edited, unlock(config)) as repository:
         assert repository.chunker.max_bytes == 65536
         assert repository.settings.generation == 2
     edited = edit("65536", "131072")
     with pytest.raises(ConfigError, match="65536"):
-        open_repository(edited, lambda: PASSPHRASE, settle=True)
-    with open_repository(edited, lambda: PASSPHRASE) as repository:
+        open_repository(edited, unlock(config), settle=True)
+    with open_repository(edited, unlock(config)) as repository:
         assert repository.chunker.max_bytes == 65536
