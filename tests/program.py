@@ -100,8 +100,7 @@ class Program:
         started_s = time.monotonic()
         if feed is not None:
             popen["stdin"] = subprocess.PIPE
-        with self.start(*args, prefix=prefix, **popen) as process:
-            return finish(process, args, started_s=started_s, feed=feed)
+        return finish(self.start(*args, prefix=prefix, **popen), args, started_s=started_s, feed=feed)
 
     def environ(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
@@ -145,11 +144,12 @@ def finish(
     process: subprocess.Popen[str], args: Sequence[str | Path], *, started_s: float, feed: str | None = None
 ) -> Done:
     """Wait for the end of a run; one that hangs is killed and fails the test."""
-    try:
-        stdout, stderr = process.communicate(feed, timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
+    with process:
+        try:
+            stdout, stderr = process.communicate(feed, timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
     return Done(tuple(map(str, args)), process.returncode, stdout, stderr, time.monotonic() - started_s)
 
 
@@ -231,7 +231,9 @@ class Tree:
         for number in range(self.small_files):
             self._small(number)
         (self.root / "large").mkdir()
-        (self.root / "large" / "one").write_bytes(self._random.randbytes(self.large_bytes))
+        with (self.root / "large" / "one").open("wb") as file:
+            for _ in range(0, self.large_bytes, 2 << 20):
+                file.write(self._random.randbytes(2 << 20))
         (self.root / "large" / "two").write_bytes(self._random.randbytes(2 << 20))
         (self.root / "link").symlink_to("large/one")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import PASSPHRASE, Done, Program, Tree, finish, poll, same_tree, shared_memory, workers
+from tests.program import PASSPHRASE, Done, Program, Tree, finish, poll, shared_memory, workers
 
 ROUNDS = int(os.environ.get("ENIGMA_KILL_ROUNDS", "30"))
 COMPARE_EVERY = 10
@@ -351,7 +351,7 @@ def follow(program: Program, sentence: str) -> None:
         done = program.run("init")
         if done.status == 0:
             return
-        assert (sentence := done.expect(1).sentence())
+        sentence = done.expect(1).sentence()
     raise AssertionError(f"following the advice leads nowhere: {sentence}")
 
 

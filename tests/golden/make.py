@@ -87,7 +87,7 @@ def fill(tree: Path) -> None:
 
 def listing(root: Path) -> list[dict[str, object]]:
     """What must come out: path, mode, size, time, and a hash of content or target."""
-    return [described(path, root) for path in sorted(root.rglob("*"), key=lambda path: os.fsencode(path))]
+    return [described(path, root) for path in sorted(root.rglob("*"), key=os.fsencode)]
 
 
 def described(path: Path, root: Path) -> dict[str, object]:

@@ -816,7 +816,7 @@ def test_unclean_end_has_the_file_checked_at_the_next_open(path: Path) -> None:
     with child("Manifest.open(Path(sys.argv[1])); os.kill(os.getpid(), 9)", path) as process:
         assert process.wait() == -signal.SIGKILL
     smash_pages(path)
-    with pytest.raises(ManifestCorrupt, match="unclean end.*enigma recover"):
+    with pytest.raises(ManifestCorrupt, match=r"unclean end.*enigma recover"):
         Manifest.open(path)
 
 
