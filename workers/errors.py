@@ -22,6 +22,7 @@ class StageFailed(EngineError):
     def __init__(self, message: str, remote_traceback: str) -> None:
         super().__init__(message)
         self.remote_traceback = remote_traceback
+        self.add_note(remote_traceback)  # shown wherever this error's own traceback is
 
 
 class EngineClosed(EngineError):

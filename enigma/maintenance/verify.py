@@ -37,11 +37,11 @@ from enigma.model.records import (
 )
 from enigma.repository import names
 from enigma.repository.catalog import CatalogReader, Root, content_refs, list_blobs
+from enigma.repository.engine import running_engine
 from enigma.repository.reading import ReadingOwner
 from enigma.repository.repository import CONFIG_COPIES, Repository
 from enigma.repository.sessions import Session
 from enigma.repository.store import read_marker
-from workers.engine import Engine
 from workers.objects import ObjectType
 from workers.owner import Checked, PackCheck
 
@@ -253,7 +253,7 @@ class _Verify:
         plan = self._repository.plan(largest_pack_bytes=largest)
         inline = total_bytes < plan.window_bytes
         owner = ReadingOwner(self._repository.fetch, self._session.beat_if_due)
-        with Engine(plan, owner, inline=inline) as engine:
+        with running_engine(plan, owner, inline=inline) as engine:
             for checked in engine.check(_checks(packs)):
                 self._take(checked, total_bytes)
 

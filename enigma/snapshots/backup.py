@@ -25,6 +25,7 @@ from enigma.model.entries import CHUNK_REF_BYTES, Entry, Kind, chunk_refs
 from enigma.model.ids import SnapshotId
 from enigma.model.records import SnapshotRecord
 from enigma.repository.catalog import LIST_REFS, CatalogReader, CatalogWriter, ChunkListWriter, Origin, Root
+from enigma.repository.engine import running_engine
 from enigma.repository.heads import heads
 from enigma.repository.repository import Repository
 from enigma.repository.sessions import Session
@@ -115,7 +116,7 @@ def back_up(repository: Repository, session: Session, spec: BackupSpec, observer
     parents = () if spec.stream else choose_parents(repository.manifest.snapshots(), spec.host, spec.sources)
     session.reading(parent.record.snapshot_id for parent in parents)
     writer = Writer(repository, session)
-    with Engine(repository.plan(), writer) as engine:
+    with running_engine(repository.plan(), writer) as engine:
         return _Backup(repository, spec, observer, writer, engine, parents).run()
 
 

@@ -20,6 +20,7 @@ from enigma.errors import EnigmaError, ObjectCorrupt, TargetError
 from enigma.manifest import Snapshot
 from enigma.model.entries import Entry, Kind
 from enigma.repository.catalog import content_refs
+from enigma.repository.engine import running_engine
 from enigma.repository.reading import ReadingOwner, Wanted, plan_reads
 from enigma.repository.repository import Repository
 from enigma.repository.sessions import Session
@@ -95,7 +96,7 @@ def restore(
     inline = selection.everything and record.content_bytes <= INLINE_BYTES and record.file_count <= INLINE_FILES
     with tree:
         owner = ReadingOwner(repository.fetch, session.beat_if_due)
-        with Engine(repository.plan(target_root=target), owner, inline=inline) as engine:
+        with running_engine(repository.plan(target_root=target), owner, inline=inline) as engine:
             run = _Restore(repository, tree, engine, overwrite, observer)
             done = run.run(with_parents(repository, snapshot, selection, run.damaged))
     repository.manifest.audit("restore", record.snapshot_id.hex(), f"{done.files} files, {len(done.failed)} failed")
