@@ -13,7 +13,15 @@ from typing import TypeVar
 from enigma.errors import FormatUnsupported, IntegrityError, ObjectMissing
 from enigma.manifest import Manifest
 from enigma.model.ids import PackId
-from enigma.model.records import CondemnRecord, IndexRecord, Record, RescueRecord, SnapshotRecord, TombRecord
+from enigma.model.records import (
+    CondemnRecord,
+    IndexRecord,
+    Record,
+    RescueRecord,
+    SnapshotRecord,
+    SweptRecord,
+    TombRecord,
+)
 from enigma.repository import names
 from enigma.repository.store import ObjectStore
 from workers.objects import ObjectType, PackSet
@@ -46,7 +54,7 @@ class View:
         self._store = store
         self._manifest = manifest
         self._tombs: dict[str, TombRecord] = {}
-        self._facts: dict[str, CondemnRecord | RescueRecord] = {}
+        self._facts: dict[str, CondemnRecord | RescueRecord | SweptRecord] = {}
         self._problems: list[str] = []
 
     def refresh(self, *, list_packs: bool = True) -> Refreshed:
@@ -57,22 +65,27 @@ class View:
         self._refresh_snapshots(entombed, fenced)
         for pack_set in BACKUP_SETS:
             self._refresh_indexes(pack_set, entombed)
-        facts = self.gc_facts()
+        facts = self.gc_facts(fenced)
         if list_packs:
             for pack_set in BACKUP_SETS:
                 self._mark_packs(pack_set, entombed)
         self._keep_condemnations(facts)
         return Refreshed(facts, fenced, entombed, tuple(self._problems))
 
-    def gc_facts(self) -> GcFacts:
-        """Condemnations less the rescues that name them."""
+    def gc_facts(self, fenced: frozenset[bytes]) -> GcFacts:
+        """Condemnations less the rescues that name them, and less what a finished sweep has spared.
+
+        The rescue of a fenced session counts for nothing: the session is taken for dead, and so is what it needs.
+        """
         self._read_facts()
         condemned: dict[bytes, set[bytes]] = {}
         for record in self._facts.values():
             if isinstance(record, CondemnRecord):
                 condemned.setdefault(record.condemn_id, set()).update(record.pack_ids)
         for record in self._facts.values():
-            if isinstance(record, RescueRecord) and record.condemn_id in condemned:
+            if isinstance(record, SweptRecord) and record.condemn_id in condemned:
+                condemned[record.condemn_id] &= set(record.pack_ids)
+            if isinstance(record, RescueRecord) and record.session_id not in fenced and record.condemn_id in condemned:
                 condemned[record.condemn_id] -= set(record.pack_ids)
         return GcFacts({condemn_id: frozenset(packs) for condemn_id, packs in condemned.items()})
 
@@ -105,11 +118,13 @@ class View:
 
     def _read_facts(self) -> None:
         for key in self._store.list(names.GC).keys() - self._facts.keys():
-            record: CondemnRecord | RescueRecord | None = None
+            record: CondemnRecord | RescueRecord | SweptRecord | None = None
             if names.type_of(key) is ObjectType.CONDEMN:
                 record = self._try_get(key, CondemnRecord)
             elif names.type_of(key) is ObjectType.RESCUE:
                 record = self._try_get(key, RescueRecord)
+            elif names.type_of(key) is ObjectType.SWEPT:
+                record = self._try_get(key, SweptRecord)
             if record is not None:
                 self._facts[key] = record
 

@@ -15,7 +15,7 @@ from enigma.config import Config
 from enigma.errors import ConfigError, Locked, SessionFenced, SnapshotNotFound
 from enigma.maintenance.verify import Findings, adopt, verify
 from enigma.model.ids import ObjectId
-from enigma.model.records import CondemnRecord, FenceRecord, RescueRecord, SessionRecord, TombRecord
+from enigma.model.records import CondemnRecord, FenceRecord, RescueRecord, SessionRecord, SweptRecord, TombRecord
 from enigma.repository import names, sessions
 from enigma.repository.repository import Repository, exclusive
 from enigma.repository.sessions import Session
@@ -333,3 +333,31 @@ def test_the_chunker_is_obeyed_until_the_first_snapshot_and_refused_after(config
         open_repository(edited, unlock(config), settle=True)
     with open_repository(edited, unlock(config)) as repository:
         assert repository.chunker.max_bytes == 65536
+
+
+def test_the_rescue_of_a_fenced_session_counts_for_nothing(opened: Opened, source: Path) -> None:
+    run_backup(opened, source)
+    dead = os.urandom(16)
+    with opened() as repository:
+        packs = tuple(bytes(pack.pack_id) for pack in repository.manifest.packs())
+        condemn_id = condemn(repository, *packs)
+        put_fact(repository, ObjectType.RESCUE, RescueRecord(condemn_id=condemn_id, session_id=dead, pack_ids=packs))
+    with session_of(opened) as (_, session):
+        assert session.refreshed.gc.condemned == {condemn_id: frozenset()}
+    with opened() as repository:
+        fence = FenceRecord(session_id=dead, by_session_id=os.urandom(16), created_ns=1)
+        repository.store.put(names.fence_key(dead, ObjectId.random()), fence)
+    with session_of(opened) as (_, session):
+        assert session.refreshed.gc.condemned == {condemn_id: frozenset(packs)}
+
+
+def test_what_a_sweep_spared_is_trusted_again(opened: Opened, source: Path) -> None:
+    run_backup(opened, source)
+    with opened() as repository:
+        first, second = (bytes(pack.pack_id) for pack in repository.manifest.packs())
+        condemn_id = condemn(repository, first, second)
+        swept = SweptRecord(condemn_id=condemn_id, session_id=os.urandom(16), pack_ids=(first,))
+        put_fact(repository, ObjectType.SWEPT, swept)
+    with session_of(opened) as (repository, session):
+        assert session.refreshed.gc.condemned == {condemn_id: frozenset({first})}
+        assert [pack.state == 0 for pack in repository.manifest.packs()] == [False, True]
