@@ -35,7 +35,7 @@ from enigma.errors import (
 from enigma.keys.local import LocalKeystore
 from enigma.manifest import Manifest, Snapshot
 from enigma.model.ids import KeyId, ObjectId, ProviderId, RepositoryId
-from enigma.model.records import RepositoryConfig, TombRecord
+from enigma.model.records import RepositoryConfig, SessionRecord, TombRecord
 from enigma.providers.base import Provider, fetch
 from enigma.providers.open import open_provider
 from enigma.repository import names
@@ -122,9 +122,11 @@ class Repository:
         self.placer.read(request.pack_id, request.pack_set, request.tag or (), request.offset, into)
 
     def delete_snapshot(self, snapshot: Snapshot, session_id: bytes, reason: str) -> None:
-        """Make a snapshot disappear for good."""
-        key = names.snapshot_key(snapshot.object_id)
-        self._bury(key, session_id, reason, logical_id=snapshot.record.snapshot_id)
+        """Make a snapshot disappear for good. One that somebody reads is buried now, and deleted by a collection later."""
+        key, logical_id = names.snapshot_key(snapshot.object_id), snapshot.record.snapshot_id
+        self._entomb(key, session_id, reason, logical_id=logical_id)
+        if not self._is_read(logical_id, session_id):
+            self.store.delete(key)
         self.manifest.drop_snapshot(snapshot.object_id)
 
     def rotate_key(self) -> KeyId:
@@ -139,11 +141,23 @@ class Repository:
         obsolete = self.keystore.change_passphrase(new, old=old, allow_weak=allow_weak)
         put_keys(self.store, self.keystore)
         for key in obsolete:
-            self._bury(key, session_id, "passphrase changed")
+            self._entomb(key, session_id, "passphrase changed")
+            self.store.delete(key)
         self.manifest.audit("key-passphrase", str(self.repository_id))
 
-    def _bury(self, key: str, session_id: bytes, reason: str, *, logical_id: bytes = b"") -> None:
-        """Tombstone first, at every provider; then the object. A crash between leaves it buried, not resurrected."""
+    def _is_read(self, snapshot_id: bytes, by_other_than: bytes) -> bool:
+        """Whether a session that lives, or may live, has declared to read this snapshot."""
+        for key in self.store.list(names.SESSIONS):
+            try:
+                session = self.store.get(key, SessionRecord)
+            except ObjectMissing:
+                continue  # it has just ended
+            if session.session_id != by_other_than and snapshot_id in session.reads_snapshots:
+                return True
+        return False
+
+    def _entomb(self, key: str, session_id: bytes, reason: str, *, logical_id: bytes = b"") -> None:
+        """A tombstone at every provider, before the object goes: a crash between leaves it buried, not resurrected."""
         tomb = TombRecord(
             key=key,
             session_id=session_id,
@@ -153,7 +167,6 @@ class Repository:
             heads=heads(self.manifest),
         )
         self.store.put_everywhere(names.tomb_key(ObjectId.random()), tomb)
-        self.store.delete(key)
 
     def _pack_target_bytes(self, pack_set: PackSet) -> int:
         if pack_set is PackSet.CATALOG:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from enigma import __version__
 from enigma.clock import Clock
-from enigma.errors import SessionFenced, SnapshotNotFound
+from enigma.errors import ProviderError, SessionFenced, SnapshotNotFound
 from enigma.manifest import Manifest
 from enigma.model.ids import ObjectId, SessionId
 from enigma.model.records import RescueRecord, SessionRecord
@@ -103,10 +104,11 @@ class Session:
             )
 
     def end(self) -> None:
-        """Remove the session's objects; a crash before leaves them to be fenced."""
+        """Remove the session's objects. What a crash or a silent provider leaves is fenced by a later collection."""
         keys, self._keys = self._keys, []
         for key in keys:
-            self._store.delete(key)
+            with suppress(ProviderError):
+                self._store.delete(key)
 
     def _take_in(self, refreshed: Refreshed) -> Refreshed:
         """Rescue the packs of new condemnations that this run relies on; only then are they acknowledged."""

@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Collection
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from enigma.errors import ConfigError
+from enigma.errors import ConfigError, EnigmaError
 from enigma.manifest import Snapshot
 from enigma.model.ids import ObjectId, PackId
 from enigma.model.records import IndexedPack, IndexRecord, SnapshotRecord
@@ -101,6 +102,11 @@ class Writer:
                 self._write_index(PackSet(pack_set), packs)
                 self._unindexed[pack_set] = []
         self._unindexed_bytes = 0
+
+    def salvage(self) -> None:
+        """After a failure or an interrupt: what is confirmed is indexed, so that the next run need not store it again."""
+        with suppress(EnigmaError):
+            self.write_indexes()
 
     def commit(self, record: SnapshotRecord) -> Snapshot:
         """Everything the snapshot refers to was confirmed before (the engine is flushed); make it visible.

@@ -116,8 +116,12 @@ def back_up(repository: Repository, session: Session, spec: BackupSpec, observer
     parents = () if spec.stream else choose_parents(repository.manifest.snapshots(), spec.host, spec.sources)
     session.reading(parent.record.snapshot_id for parent in parents)
     writer = Writer(repository, session)
-    with running_engine(repository.plan(), writer) as engine:
-        return _Backup(repository, spec, observer, writer, engine, parents).run()
+    try:
+        with running_engine(repository.plan(), writer) as engine:
+            return _Backup(repository, spec, observer, writer, engine, parents).run()
+    except BaseException:
+        writer.salvage()
+        raise
 
 
 class _Backup:

@@ -12,7 +12,7 @@ import pytest
 
 from enigma.clock import Clock
 from enigma.config import Config
-from enigma.errors import ConfigError, Locked, SessionFenced, SnapshotNotFound
+from enigma.errors import ConfigError, Locked, ProviderUnavailable, SessionFenced, SnapshotNotFound
 from enigma.maintenance.verify import Findings, adopt, verify
 from enigma.model.ids import ObjectId
 from enigma.model.records import CondemnRecord, FenceRecord, RescueRecord, SessionRecord, SweptRecord, TombRecord
@@ -361,3 +361,53 @@ def test_what_a_sweep_spared_is_trusted_again(opened: Opened, source: Path) -> N
     with session_of(opened) as (repository, session):
         assert session.refreshed.gc.condemned == {condemn_id: frozenset({first})}
         assert [pack.state == 0 for pack in repository.manifest.packs()] == [False, True]
+
+
+def test_a_snapshot_that_somebody_reads_is_buried_and_not_yet_deleted(opened: Opened, source: Path) -> None:
+    first = run_backup(opened, source).record.snapshot_id
+    with session_of(opened) as (reader, reading):
+        reading.reading([first])
+        with opened() as repository:
+            snapshot = find_snapshot(repository.manifest, "latest")
+            repository.delete_snapshot(snapshot, os.urandom(16), "forgotten")
+            assert names.snapshot_key(snapshot.object_id) in repository.store.list(names.SNAPSHOTS)
+            assert len(repository.store.list(names.TOMBS)) == 1
+        assert reader.blobs.get(snapshot.record.root, snapshot.record.root_bytes)
+    with session_of(opened) as (repository, _):
+        assert repository.manifest.snapshots() == ()
+
+
+def test_a_run_that_fails_keeps_what_it_has_stored_for_the_next(opened: Opened, source: Path) -> None:
+    """Its packs are indexed, though there is no snapshot: the next run reads the files and stores nothing."""
+
+    class Failing(Silent):
+        def expect(self, content_bytes: int) -> None: ...
+
+        def entry(self, inherited_bytes: int) -> None:
+            if self.warnings == ["last"]:
+                raise RuntimeError("the power of the observer fails")
+
+    with opened() as repository, repository.session("backup") as session:
+        original = repository.placer.put
+
+        def counting(*rest: object) -> object:
+            failing.warnings = ["last"]
+            return original(*rest)  # type: ignore[arg-type]
+
+        failing = Failing()
+        repository.placer.put = counting  # type: ignore[method-assign]
+        spec = spec_of(source, checkpoint_s=0)
+        with pytest.raises(RuntimeError):
+            back_up(repository, session, spec, failing)
+    assert run_backup(opened, source).data_packs == 0
+
+
+def test_a_provider_that_is_silent_at_the_end_fails_nothing(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened() as repository:
+
+        def refuse(_key: str) -> None:
+            raise ProviderUnavailable("gone")
+
+        with repository.session("backup"):
+            monkeypatch.setattr(repository.store, "delete", refuse)
+        assert len(repository.store.list(names.SESSIONS)) == 1
