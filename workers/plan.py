@@ -26,6 +26,8 @@ INLINE_BYTES = 32 << 20
 UPLOAD_THREADS = 2
 DOWNLOAD_THREADS = 4
 JOBS_PER_WORKER = 2
+PARENT_BYTES = 75 << 20  # measured: the parent with its manifest's page cache and the catalog's pack
+WORKER_BYTES = 22 << 20  # measured: an interpreter, its compressor, its scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,15 @@ class EnginePlan:
     pack: PackSpec
     data_keys: Mapping[bytes, bytes] = field(repr=False)
     target_root: bytes = b""
+
+    def peak_bytes(self, read_bytes: int, stored_bytes: int) -> int:
+        """What a backup takes at its peak, as the sum of proportional set sizes, within a quarter.
+
+        `read_bytes` and `stored_bytes` matter only while they are smaller than the windows and the ring.
+        """
+        windows_bytes = min(read_bytes, self.workers * self.window_bytes)
+        ring_bytes = min(stored_bytes, self.write_slots * self.pack.target_bytes)
+        return PARENT_BYTES + self.workers * WORKER_BYTES + windows_bytes + ring_bytes
 
     @property
     def window_bytes(self) -> int:
