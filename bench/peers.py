@@ -24,7 +24,9 @@ def run(trees: Iterable[Tree], work: Path, *, repeats: int) -> Table:
         for operation in OPERATIONS:
             table.rows += [_row(tree, operation, one.name, runs, stored_bytes) for one in programs]
     missing = [peer.name for peer in PEERS if not peer.installed()]
-    table.notes.append("`times` is the program's median divided by Enigma's: above 1, Enigma is faster.")
+    table.notes.append(
+        "`times` and `CPU times`: the program's median divided by Enigma's; above 1, Enigma is faster, or works less."
+    )
     if missing:
         table.notes.append(f"not installed here: {', '.join(missing)}")
     return table
@@ -65,7 +67,10 @@ def _pass(program: Program, tree: Tree, work: Path, *, check: bool) -> tuple[tup
 def _row(tree: Tree, operation: str, name: str, runs: Runs, stored_bytes: dict[str, int]) -> Row:
     mine = runs[name, operation]
     wall = Spread.of([one.wall_s for one in mine])
-    ours_s = Spread.of([one.wall_s for one in runs[Enigma.name, operation]]).median
+    cpu_s = Spread.of([one.cpu_s for one in mine]).median
+    ours = runs[Enigma.name, operation]
+    ours_s = Spread.of([one.wall_s for one in ours]).median
+    ours_cpu_s = Spread.of([one.cpu_s for one in ours]).median
     return {
         "tree": tree.name,
         "operation": operation,
@@ -73,8 +78,9 @@ def _row(tree: Tree, operation: str, name: str, runs: Runs, stored_bytes: dict[s
         "wall s": figure(wall.median),
         "min s": figure(wall.low),
         "max s": figure(wall.high),
-        "CPU s": figure(Spread.of([one.cpu_s for one in mine]).median),
+        "CPU s": figure(cpu_s),
         "peak MiB": figure(Spread.of([one.peak_bytes / MIB for one in mine]).high),
         "stored MB": figure(stored_bytes[name] / 1e6),
         "times": figure(wall.median / ours_s),
+        "CPU times": figure(cpu_s / ours_cpu_s),
     }

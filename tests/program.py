@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -254,9 +254,3 @@ class Tree:
         folder = self.root / f"folder-{number % 17:02}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"small-{number:04}").write_bytes(self._random.randbytes(self._random.randrange(3000)))
-
-
-def environment_of(program: Program, **changes: str | None) -> Mapping[str, str]:
-    """The program's environment with some variables set, or removed by None."""
-    merged = {**program.environ(), **changes}
-    return {name: value for name, value in merged.items() if value is not None}

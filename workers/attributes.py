@@ -1,8 +1,9 @@
 """Metadata of files: read from open files, and put back in an order that does not undo itself.
 
     owner first     changing it clears setuid, setgid and capabilities
-    mode            then the POSIX ACLs, which refine it
-    xattrs          among them the ACLs and security.capability
+    user xattrs     before the mode, which may forbid to write them
+    mode            without setuid and setgid if the owner is not the one they were meant for
+    ACLs            refine the mode; security.* among the last, because changes before clear them
     times last      everything before changes them
 
 Without privileges some of this is refused; that is a warning about one attribute of one file, never an error.
@@ -14,11 +15,14 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HOLES_LIMIT = 4096
+_ELEVATED = stat.S_ISUID | stat.S_ISGID
+_INHERITED = ("user.", "system.posix_acl_")  # what a file that is to be like another may have of its own
+_AFTER_MODE = (b"system.", b"security.")
 _NOT_SUPPORTED = (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.ENODATA, errno.ENOENT, errno.ENOSYS)
+_REFUSED = (OSError, OverflowError, ValueError)  # the last two: a number or a name that the system can't hold
 Xattrs = tuple[tuple[bytes, bytes], ...]
 
 
@@ -53,56 +57,118 @@ def read_holes(fd: int, size_bytes: int, blocks: int) -> tuple[tuple[int, int], 
             start = os.lseek(fd, at, os.SEEK_HOLE)
             if start >= size_bytes:
                 break
-            at = _next_data(fd, start, size_bytes)
+            at = min(_next_data(fd, start, size_bytes), size_bytes)  # it may have grown meanwhile
             holes.append((start, at - start))
     except OSError:
         return ()
     return tuple(holes)
 
 
-def apply(fd: int, attributes: Attributes) -> list[str]:
-    """Put attributes on an open file or directory; return a warning for each that was refused."""
+def apply(where: int | bytes, attributes: Attributes) -> list[str]:
+    """Put attributes on an open file or directory; return a warning for each that was refused.
+
+    `where` is its descriptor, or a path of /proc that leads to one.
+    """
+    mode, uid, gid, mtime_ns, xattrs = attributes
     warnings: list[str] = []
-    _try(warnings, "owner", lambda: os.fchown(fd, attributes.uid, attributes.gid))
-    _try(warnings, "mode", lambda: os.fchmod(fd, attributes.mode))
-    _apply_xattrs(warnings, fd, attributes.xattrs)
-    _try(warnings, "times", lambda: os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns)))
+    if not _set_owner(warnings, os.chown, where, uid, gid) and mode & _ELEVATED:
+        mode = _lowered(warnings, where, mode)
+    _remove_others(warnings, where, xattrs)
+    for name, value in xattrs:
+        if not name.startswith(_AFTER_MODE):
+            _try(warnings, os.fsdecode(name), os.setxattr, where, name, value)
+    _try(warnings, "mode", os.chmod, where, mode)
+    for name, value in xattrs:
+        if name.startswith(_AFTER_MODE):
+            _try(warnings, os.fsdecode(name), os.setxattr, where, name, value)
+    _try(warnings, "times", _set_times, where, mtime_ns)
     return warnings
 
 
 def apply_at(directory_fd: int, name: bytes, kind: int, attributes: Attributes) -> list[str]:
-    """The same for a link, fifo, socket or device, which can't be opened. `kind` is an S_IF constant."""
+    """The same for a link, fifo, socket or device, which can't be opened. `kind` is an S_IF constant.
+
+    Whatever has taken its place meanwhile, no link is followed.
+    """
+    if kind == stat.S_IFLNK:
+        return _apply_to_link(directory_fd, name, attributes)
+    try:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    except OSError as exc:
+        return [f"attributes could not be set: {exc.strerror}"]
+    try:
+        if stat.S_IFMT(os.fstat(fd).st_mode) != kind:
+            return ["attributes could not be set: something else has taken its place"]
+        return apply(b"/proc/self/fd/%d" % fd, attributes)
+    finally:
+        os.close(fd)
+
+
+def _apply_to_link(directory_fd: int, name: bytes, attributes: Attributes) -> list[str]:
+    """A link has no mode of its own."""
+
+    def chown(link: bytes, uid: int, gid: int) -> None:
+        os.chown(link, uid, gid, dir_fd=directory_fd, follow_symlinks=False)
+
+    def set_xattr(attribute: bytes, value: bytes) -> None:
+        os.setxattr(b"/proc/self/fd/%d/%s" % (directory_fd, name), attribute, value, follow_symlinks=False)
+
+    def set_times(mtime_ns: int) -> None:
+        os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=directory_fd, follow_symlinks=False)
+
     warnings: list[str] = []
-    where = b"/proc/self/fd/%d/%s" % (directory_fd, name)
-
-    def owner() -> None:
-        os.chown(name, attributes.uid, attributes.gid, dir_fd=directory_fd, follow_symlinks=False)
-
-    def times() -> None:
-        os.utime(name, ns=(attributes.mtime_ns, attributes.mtime_ns), dir_fd=directory_fd, follow_symlinks=False)
-
-    _try(warnings, "owner", owner)
-    if kind != stat.S_IFLNK:
-        _try(warnings, "mode", lambda: os.chmod(name, attributes.mode, dir_fd=directory_fd))
+    _set_owner(warnings, chown, name, attributes.uid, attributes.gid)
     for attribute, value in attributes.xattrs:
-        setting = partial(os.setxattr, where, attribute, value, follow_symlinks=False)
-        _try(warnings, os.fsdecode(attribute), setting)
-    _try(warnings, "times", times)
+        _try(warnings, os.fsdecode(attribute), set_xattr, attribute, value)
+    _try(warnings, "times", set_times, attributes.mtime_ns)
     return warnings
 
 
-def _apply_xattrs(warnings: list[str], fd: int, wanted: Xattrs) -> None:
-    """Set what is wanted and remove what is not: a directory inherits default ACLs, a replaced one had its own."""
+def _set_owner(
+    warnings: list[str], chown: Callable[[Any, int, int], None], where: int | bytes, uid: int, gid: int
+) -> bool:
+    """Whether it has this owner and group now.
+
+    Only root gives files away; saying so for each of a million files helps nobody. A group may be set if one is in it.
+    """
     try:
-        present = os.listxattr(fd)
+        chown(where, uid, gid)
+    except _REFUSED as exc:
+        if not isinstance(exc, PermissionError) or os.geteuid() == 0:
+            warnings.append(_refusal("owner", exc))
+            return False
+    else:
+        return True
+    try:
+        chown(where, -1, gid)
+    except _REFUSED:
+        return False
+    return False
+
+
+def _lowered(warnings: list[str], where: int | bytes, mode: int) -> int:
+    """The mode of a program that would run as somebody else than it was meant to; of a directory, as it is."""
+    if stat.S_ISDIR(os.stat(where).st_mode):
+        return mode
+    warnings.append("setuid and setgid are left out, because its owner could not be set")
+    return mode & ~_ELEVATED
+
+
+def _remove_others(warnings: list[str], where: int | bytes, wanted: Xattrs) -> None:
+    """Remove what is not wanted: a new file inherits ACLs from its directory, one that was there had its own."""
+    try:
+        present = os.listxattr(where)
     except OSError:
-        present = []
-    names = {os.fsdecode(name) for name, _ in wanted}
-    for name in present:
-        if name not in names and name.startswith(("user.", "system.posix_acl_")):
-            _try(warnings, name, partial(os.removexattr, fd, name))
-    for attribute, value in wanted:
-        _try(warnings, os.fsdecode(attribute), partial(os.setxattr, fd, attribute, value))
+        return
+    if present:
+        names = {os.fsdecode(name) for name, _ in wanted}
+        for name in present:
+            if name not in names and name.startswith(_INHERITED):
+                _try(warnings, name, os.removexattr, where, name)
+
+
+def _set_times(where: int | bytes, mtime_ns: int) -> None:
+    os.utime(where, ns=(mtime_ns, mtime_ns))
 
 
 def _xattrs(where: int | bytes, *, follow: bool) -> Xattrs:
@@ -136,10 +202,12 @@ def _next_data(fd: int, start: int, size_bytes: int) -> int:
         raise
 
 
-def _try(warnings: list[str], what: str, action: Callable[[], None]) -> None:
+def _try(warnings: list[str], what: str, action: Callable[..., None], *arguments: Any) -> None:
     try:
-        action()
-    except OSError as exc:
-        if what == "owner" and os.geteuid() != 0:
-            return  # only root gives files away; saying so for each of a million files helps nobody
-        warnings.append(f"{what} could not be set: {exc.strerror}")
+        action(*arguments)
+    except _REFUSED as exc:
+        warnings.append(_refusal(what, exc))
+
+
+def _refusal(what: str, error: Exception) -> str:
+    return f"{what} could not be set: {error.strerror if isinstance(error, OSError) else error}"

@@ -1,8 +1,10 @@
 """A directory tree that is written to, and nothing outside of it.
 
 Every directory on the way is opened from the one above it, without following links: neither a link that lies in the
-target nor one that the snapshot brought can lead out. A file that replaces another is written under a hidden name
-beside it and renamed when it is complete.
+target nor one that the snapshot brought can lead out. What replaces something else is made under a hidden name
+(`.enigma-` and 8 hex digits) beside it and renamed when it is complete.
+
+Every method raises UnsafeTarget for a path that is not plain and relative, and OSError for what the system refuses.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import errno
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +24,7 @@ OPEN_DIRECTORIES = 128
 BLOCK_BYTES = 4096
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PART_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 TEMPORARY_PREFIX = b".enigma-"
 
@@ -74,20 +79,44 @@ class TargetTree:
         return apply(self._directory(path), attributes)
 
     def make_symlink(self, path: bytes, link: bytes, attributes: Attributes) -> list[str]:
-        directory_fd, name = self._cleared(path)
-        os.symlink(link, name, dir_fd=directory_fd)
-        return apply_at(directory_fd, name, stat.S_IFLNK, attributes)
+        """A link, in the place of any file that is there."""
+
+        def make(directory_fd: int, name: bytes) -> list[str]:
+            os.symlink(link, name, dir_fd=directory_fd)
+            return apply_at(directory_fd, name, stat.S_IFLNK, attributes)
+
+        if b"\0" in link:
+            raise UnsafeTarget("its link target holds a zero byte")
+        return self._put(path, make)
 
     def make_special(self, path: bytes, kind: int, device: int, attributes: Attributes) -> list[str]:
-        """A fifo, socket or device; `kind` is its S_IF constant."""
-        directory_fd, name = self._cleared(path)
-        os.mknod(name, kind | 0o600, device, dir_fd=directory_fd)
-        return apply_at(directory_fd, name, kind, attributes)
+        """A fifo, socket or device, in the place of any file that is there; `kind` is its S_IF constant."""
+
+        def make(directory_fd: int, name: bytes) -> list[str]:
+            try:
+                os.mknod(name, kind | 0o600, device, dir_fd=directory_fd)
+            except (OverflowError, ValueError) as exc:
+                raise UnsafeTarget("its device number is none") from exc
+            return apply_at(directory_fd, name, kind, attributes)
+
+        return self._put(path, make)
 
     def make_hard_link(self, path: bytes, existing: bytes, *, replace: bool) -> None:
+        """Another name for a file of this tree."""
+
+        def make(directory_fd: int, name: bytes) -> list[str]:
+            os.link(from_name, name, src_dir_fd=from_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
+            return []
+
         from_fd, from_name = self._place(existing)
-        to_fd, to_name = self._cleared(path) if replace else self._place(path)
-        os.link(from_name, to_name, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
+        from_fd = os.dup(from_fd)  # the way to the other name may close it
+        try:
+            if replace:
+                self._put(path, make)
+            else:
+                make(*self._place(path))
+        finally:
+            os.close(from_fd)
 
     # ---- files
 
@@ -109,7 +138,7 @@ class TargetTree:
             if replace:
                 self._rename(directory_fd, written, name)
         except BaseException:
-            os.unlink(written, dir_fd=directory_fd)
+            _discard(directory_fd, written)
             raise
         return warnings
 
@@ -124,22 +153,29 @@ class TargetTree:
         """Write into a file that was begun. The descriptor of the last one stays open for the next part."""
         if self._written is None or self._written[0] != path:
             self._close_written()
-            directory_fd, name = self._place(path)
-            self._written = (path, os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd))
+            self._written = (path, self._open_part(*self._place(path)))
         _write(self._written[1], offset, plain, sparse=sparse)
 
     def finish_file(self, path: bytes, temporary: bytes, length_bytes: int, attributes: Attributes) -> list[str]:
-        """Give a begun file its length, attributes and name."""
+        """Give a begun file its length, attributes and name. If that fails it is removed."""
         self._close_written()
         directory_fd, written = self._place(temporary)
-        fd = os.open(written, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+        name = path.rpartition(b"/")[2]
+        _check_component(name)
+        if temporary != path[: len(path) - len(name)] + written:
+            raise UnsafeTarget("it was begun in another directory")
+        fd = self._open_part(directory_fd, written)
         try:
-            os.ftruncate(fd, length_bytes)
-            warnings = apply(fd, attributes)
-        finally:
-            os.close(fd)
-        if temporary != path:
-            self._rename(directory_fd, written, self._place(path)[1])
+            try:
+                os.ftruncate(fd, length_bytes)
+                warnings = apply(fd, attributes)
+            finally:
+                os.close(fd)
+            if written != name:
+                self._rename(directory_fd, written, name)
+        except BaseException:
+            _discard(directory_fd, written)
+            raise
         return warnings
 
     def remove(self, path: bytes) -> None:
@@ -167,14 +203,18 @@ class TargetTree:
     # ---- the way down
 
     def _place(self, path: bytes) -> tuple[int, bytes]:
-        """(descriptor of the directory, last component). Raises UnsafeTarget for a path that is none of ours."""
+        """(descriptor of the directory, last component). The descriptor may be closed by the next call."""
         head, _, name = path.rpartition(b"/")
-        if name in (b"", b".", b"..") or b"\0" in name:
-            raise UnsafeTarget("its name is not a plain relative path")
-        return self._directory(head), name
+        _check_component(name)
+        return self._directory(head if head or not path.startswith(b"/") else b"/"), name
 
     def _directory(self, path: bytes) -> int:
-        """The directory's descriptor, opened from the deepest one above it that is open already."""
+        """The directory's descriptor, opened from the deepest one above it that is open already.
+
+        The one used last is closed last, so it lives until another directory is asked for.
+        """
+        if path.startswith(b"/"):
+            raise UnsafeTarget("its path is absolute")
         known, rest = path, []
         while known and known not in self._directories:
             known, _, name = known.rpartition(b"/")
@@ -183,8 +223,7 @@ class TargetTree:
             self._directories.move_to_end(known)
         fd = self._directories[known] if known else self._root_fd
         for name in reversed(rest):
-            if name in (b"", b".", b".."):
-                raise UnsafeTarget("its path is not a plain relative path")
+            _check_component(name)
             fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=fd)
             known = known + b"/" + name if known else name
             self._directories[known] = fd
@@ -192,33 +231,43 @@ class TargetTree:
                 os.close(self._directories.popitem(last=False)[1])
         return fd
 
-    def _cleared(self, path: bytes) -> tuple[int, bytes]:
-        """The place, free of whatever file was there."""
+    def _put(self, path: bytes, make: Callable[[int, bytes], list[str]]) -> list[str]:
+        """Let `make` make something at a path; whatever is there stays until its successor is complete."""
         directory_fd, name = self._place(path)
         try:
-            os.unlink(name, dir_fd=directory_fd)
-        except FileNotFoundError:
-            pass
-        except (IsADirectoryError, PermissionError):
-            if stat.S_ISDIR(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
-                self._remove_empty(directory_fd, name)
-            else:
-                raise
-        return directory_fd, name
+            return make(directory_fd, name)
+        except FileExistsError:
+            written = _temporary_name()
+        try:
+            warnings = make(directory_fd, written)
+            self._rename(directory_fd, written, name)
+        finally:  # also after a rename: between two names of one file it does nothing
+            _discard(directory_fd, written)
+        return warnings
 
-    def _rename(self, directory_fd: int, written: bytes, name: bytes) -> None:
+    @staticmethod
+    def _rename(directory_fd: int, written: bytes, name: bytes) -> None:
+        """Put a complete file in its place. An empty directory gives way, another one raises UnsafeTarget."""
         try:
             os.rename(written, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
         except IsADirectoryError:
-            self._remove_empty(directory_fd, name)
+            try:
+                os.rmdir(name, dir_fd=directory_fd)
+            except OSError as exc:
+                if exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise UnsafeTarget("a directory that is not empty is in the way") from exc
+                raise
             os.rename(written, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
 
     @staticmethod
-    def _remove_empty(directory_fd: int, name: bytes) -> None:
-        try:
-            os.rmdir(name, dir_fd=directory_fd)
-        except OSError as exc:
-            raise UnsafeTarget("a directory that is not empty is in the way") from exc
+    def _open_part(directory_fd: int, name: bytes) -> int:
+        """A file that was begun. Raises UnsafeTarget if it is no longer a file of this tree alone."""
+        fd = os.open(name, _PART_FLAGS, dir_fd=directory_fd)
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
+            os.close(fd)
+            raise UnsafeTarget("something else has taken its place")
+        return fd
 
     def _close_written(self) -> None:
         written, self._written = self._written, None
@@ -228,6 +277,16 @@ class TargetTree:
 
 def _temporary_name() -> bytes:
     return TEMPORARY_PREFIX + os.urandom(4).hex().encode()
+
+
+def _discard(directory_fd: int, name: bytes) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory_fd)
+
+
+def _check_component(name: bytes) -> None:
+    if name in (b"", b".", b"..") or b"\0" in name:
+        raise UnsafeTarget("its path is not a plain relative path")
 
 
 def _write(fd: int, offset: int, plain: memoryview, *, sparse: bool) -> None:
@@ -244,8 +303,7 @@ def _data_runs(offset: int, plain: memoryview) -> list[tuple[int, int]]:
     at = 0
     while at < len(plain):
         end = min(len(plain), at + BLOCK_BYTES - (offset + at) % BLOCK_BYTES)
-        is_hole = end - at == BLOCK_BYTES and plain[at:end] == _ZERO_BLOCK
-        if not is_hole:
+        if end - at < BLOCK_BYTES or plain[at] or plain[at:end].tobytes() != _ZERO_BLOCK:  # views compare slowly
             if runs and runs[-1][1] == at:
                 runs[-1] = (runs[-1][0], end)
             else:

@@ -67,17 +67,23 @@ DEFAULT_KDF = KdfParams()
 def derive(passphrase: bytes, salt: bytes, params: KdfParams) -> bytes:
     """32 bytes. Raises KeyringError for parameters out of bounds, before they cost anything."""
     params.check()
+    from argon2.exceptions import HashingError
     from argon2.low_level import Type, hash_secret_raw
 
-    return hash_secret_raw(
-        passphrase,
-        salt,
-        time_cost=params.passes,
-        memory_cost=params.memory_kib,
-        parallelism=params.lanes,
-        hash_len=KEY_BYTES,
-        type=Type.ID,
-    )
+    try:
+        return hash_secret_raw(
+            passphrase,
+            salt,
+            time_cost=params.passes,
+            memory_cost=params.memory_kib,
+            parallelism=params.lanes,
+            hash_len=KEY_BYTES,
+            type=Type.ID,
+        )
+    except (HashingError, MemoryError) as exc:
+        raise KeyringError(
+            f"Argon2id needs {params.memory_kib // MIB_IN_KIB} MiB for this keystore, which this machine does not have now."
+        ) from exc
 
 
 def check_strength(passphrase: bytes, *, allow_weak: bool) -> None:

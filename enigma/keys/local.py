@@ -20,8 +20,8 @@ import json
 import os
 import secrets
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,10 +33,12 @@ from enigma.keys.kdf import DEFAULT_KDF, KEY_BYTES, SALT_BYTES, KdfParams, check
 from enigma.keys.slots import (
     MlKemPair,
     Opened,
+    is_whole,
     make_data_key,
     make_slot,
     open_data_key,
     open_slot,
+    public_of,
     read_slot,
 )
 from enigma.model.ids import KeyId, RepositoryId
@@ -65,6 +67,7 @@ class LocalKeystore:
         self._slot = b""
         self._stored_keys: dict[KeyId, bytes] = {}
         self._keys: dict[KeyId, tuple[bytearray, int]] = {}
+        self._unread: dict[str, bytes] = {}  # data keys that a newer version wrote: kept, though not understood
         self._current: KeyId | None = None
 
     # ---- making and opening
@@ -122,20 +125,34 @@ class LocalKeystore:
     def recover(
         cls, path: Path, objects: Mapping[str, bytes], *, passphrase: bytes, mlkem_key_path: Path | None = None
     ) -> LocalKeystore:
-        """Rebuild the file from the copies at the providers: any slot that opens, and every data key it unwraps.
+        """Rebuild the file from the copies at the providers: the newest slot that opens and unwraps a data key.
+
+        Another repository's slot, a damaged or a forged one stops nothing.
 
         Raises WrongPassphrase if no slot opens, KeyringError if there is no usable slot or key at all.
         """
-        slot_key, opened = _open_any_slot(objects, passphrase, mlkem_key_path)
-        header, body = read_slot(objects[slot_key])
-        keystore = cls(path, RepositoryId(header.repository_id), opened, split=not body.mlkem_secret)
-        keystore._slot_id, keystore._slot = header.object_id, objects[slot_key]
-        keystore._take_keys({key: data for key, data in objects.items() if key.startswith(DATA_PREFIX)})
-        if not keystore._keys:
-            raise KeyringError("The providers hold no data key that this keystore opens; nothing can be read.")
-        keystore._current = max(keystore._keys, key=lambda key_id: (keystore._keys[key_id][1], key_id))
-        keystore._write()
-        return keystore
+        secret = _read_mlkem(mlkem_key_path) if mlkem_key_path is not None else None
+        keys = {key: data for key, data in objects.items() if key.startswith(DATA_PREFIX)}
+        failures: list[EnigmaError] = []
+        for slot in _slots(objects, failures):
+            try:
+                opened = open_slot(slot, passphrase, secret)
+            except (KeyringError, FormatUnsupported) as exc:
+                failures.append(exc)
+                continue
+            header, body = read_slot(slot)
+            keystore = cls(path, RepositoryId(header.repository_id), opened, split=not body.mlkem_secret)
+            keystore._slot_id, keystore._slot = header.object_id, slot
+            keystore._take_keys(keys)
+            if keystore._keys:
+                keystore._current = max(keystore._keys, key=lambda key_id: (keystore._keys[key_id][1], key_id))
+                keystore._write()
+                return keystore
+            failures.append(
+                KeyringError("The providers hold no data key that this keystore opens; nothing can be read.")
+            )
+        failures.append(KeyringError("The providers hold no key slot; this is no repository, or it was emptied."))
+        raise min(failures, key=_tells_most)
 
     # ---- keys
 
@@ -146,7 +163,7 @@ class LocalKeystore:
         return self._current
 
     def data_key(self, key_id: bytes) -> bytes:
-        found = self._keys.get(KeyId(key_id))
+        found = self._keys.get(KeyId(key_id)) if len(key_id) == KeyId.length_bytes else None
         if found is None:
             raise KeyMissing(f"Data key {key_id.hex()} is in no keystore at hand; `enigma recover` looks for it.")
         return bytes(found[0])
@@ -156,24 +173,34 @@ class LocalKeystore:
 
     def info(self) -> tuple[KeyInfo, ...]:
         """Oldest first."""
+        self._check_open()
         by_age = sorted(self._keys, key=lambda key_id: self._keys[key_id][1])
         return tuple(KeyInfo(key_id, self._keys[key_id][1], key_id == self._current) for key_id in by_age)
 
     def rotate(self, now_ns: int | None = None) -> KeyId:
-        self._add_key(wall_ns() if now_ns is None else now_ns)
-        self._write()
+        self._check_open()
+        with self._unchanged_on_failure():
+            self._add_key(wall_ns() if now_ns is None else now_ns)
+            self._write()
         return self.current
 
     def add_objects(self, objects: Mapping[str, bytes]) -> None:
-        """Take in data keys that another machine made under the same master key. What doesn't open is left out."""
-        before = len(self._keys)
-        self._take_keys(objects)
-        if len(self._keys) != before:
-            self._write()
+        """Take in data keys that another machine made under the same master key; one that is here is never replaced.
+
+        What is damaged is left out; what only a newer version understands is kept for it.
+        """
+        self._check_open()
+        held = self.objects()
+        new = {name: data for name, data in objects.items() if name not in held}
+        before = len(self._keys) + len(self._unread)
+        with self._unchanged_on_failure():
+            self._take_keys(new)
+            if len(self._keys) + len(self._unread) != before:
+                self._write()
 
     def objects(self) -> dict[str, bytes]:
         stored = {f"{DATA_PREFIX}{key_id}": data for key_id, data in self._stored_keys.items()}
-        return {f"{SLOT_PREFIX}{self._slot_id.hex()}": self._slot} | stored
+        return {f"{SLOT_PREFIX}{self._slot_id.hex()}": self._slot} | stored | self._unread
 
     def change_passphrase(
         self,
@@ -188,30 +215,33 @@ class LocalKeystore:
 
         Raises WrongPassphrase if `old` is not the present one, WeakPassphrase.
         """
+        self._check_open()
         check_strength(new, allow_weak=allow_weak)
         _, body = read_slot(self._slot)
         open_slot(self._slot, old, self._opened.mlkem_secret if not body.mlkem_secret else None)
-        pair = MlKemPair(_public_of(self._opened.mlkem_secret), self._opened.mlkem_secret)
+        pair = MlKemPair(public_of(self._opened.mlkem_secret), self._opened.mlkem_secret)
         obsolete = f"{SLOT_PREFIX}{self._slot_id.hex()}"
-        self._slot_id, self._slot, self._opened = make_slot(
-            self.repository_id,
-            self._opened.master_id,
-            self._opened.master,
-            new,
-            pair,
-            kdf=kdf,
-            salt=secrets.token_bytes(SALT_BYTES),
-            split=self._split,
-            now_ns=wall_ns() if now_ns is None else now_ns,
-        )
-        self._write()
+        with self._unchanged_on_failure():
+            self._slot_id, self._slot, self._opened = make_slot(
+                self.repository_id,
+                self._opened.master_id,
+                self._opened.master,
+                new,
+                pair,
+                kdf=kdf,
+                salt=secrets.token_bytes(SALT_BYTES),
+                split=self._split,
+                now_ns=wall_ns() if now_ns is None else now_ns,
+            )
+            self._write()
         return (obsolete,)
 
     def close(self) -> None:
-        """Overwrite the data keys. Copies that Python made on the way are beyond reach; FORMAT.md says so."""
+        """Overwrite the data keys and let go of the rest. Copies that Python made are beyond reach; FORMAT.md says so."""
         for key, _ in self._keys.values():
             key[:] = bytes(len(key))
         self._keys = {}
+        self._opened = Opened(self._opened.master_id, b"", b"", b"")
 
     def __enter__(self) -> Self:
         return self
@@ -223,6 +253,22 @@ class LocalKeystore:
 
     def __repr__(self) -> str:
         return f"LocalKeystore({self.repository_id!r}, {len(self._keys)} keys)"
+
+    def _check_open(self) -> None:
+        if not self._opened.master:
+            raise KeyringError("The keystore is closed.")
+
+    @contextmanager
+    def _unchanged_on_failure(self) -> Iterator[None]:
+        """What could not be written is not believed either: memory must never be ahead of the file."""
+        before = (self._slot_id, self._slot, self._opened, dict(self._stored_keys), dict(self._keys), self._current)
+        unread = dict(self._unread)
+        try:
+            yield
+        except BaseException:
+            self._slot_id, self._slot, self._opened, self._stored_keys, self._keys, self._current = before
+            self._unread = unread
+            raise
 
     # ---- the file
 
@@ -237,11 +283,15 @@ class LocalKeystore:
 
     def _take_keys(self, objects: Mapping[str, bytes]) -> None:
         for name, data in sorted(objects.items()):
-            with suppress(KeyringError, FormatUnsupported):  # one damaged copy must not hide the others
+            try:
                 key_id, key, created_ns = open_data_key(data, self._opened.master_id, self._opened.master)
                 if name.removeprefix(DATA_PREFIX) == str(key_id):
                     self._stored_keys[key_id] = data
                     self._keys[key_id] = (bytearray(key), created_ns)
+            except FormatUnsupported:
+                self._unread[name] = data
+            except KeyringError:  # one damaged copy must not hide the others
+                continue
 
     def _load(self, content: dict[str, Any]) -> None:
         self._slot = _b64(content, "slot")
@@ -260,16 +310,15 @@ class LocalKeystore:
         data = self._encoded()
         new = self._path.with_name(self._path.name + ".new")
         _write_file(new, data)
-        content = _unsealed(new.read_bytes(), self._opened.file_key, new)
-        if _b64(content, "slot") != self._slot:
+        if _read_file(new) != data:
             raise KeyringError(f"The keystore written to {new} does not read back; the disk may be failing.")
-        if self._path.exists():
-            old = self._path.with_name(self._path.name + ".old")
-            with suppress(FileNotFoundError):
-                old.unlink()
-            os.link(self._path, old)
-        os.replace(new, self._path)
-        _sync_folder(self._path.parent)
+        try:
+            if self._path.exists():
+                _keep_old(self._path)
+            os.replace(new, self._path)
+            _sync_folder(self._path.parent)
+        except OSError as exc:
+            raise KeyringError(f"Can't replace the keystore {self._path}: {exc.strerror}.") from exc
 
     def _encoded(self) -> bytes:
         _, body = read_slot(self._slot)
@@ -277,7 +326,11 @@ class LocalKeystore:
         content = {
             "repository": str(self.repository_id),
             "slot": base64.b64encode(self._slot).decode(),
-            "data_keys": {str(key_id): base64.b64encode(data).decode() for key_id, data in self._stored_keys.items()},
+            "data_keys": {
+                key.removeprefix(DATA_PREFIX): base64.b64encode(data).decode()
+                for key, data in self.objects().items()
+                if key.startswith(DATA_PREFIX)
+            },
             "current": str(self.current),
         }
         nonce = random_nonce()
@@ -298,26 +351,30 @@ def _open_file(
     return open_slot(_b64(content, "slot"), passphrase, secret, known=known), content
 
 
-def _open_any_slot(objects: Mapping[str, bytes], passphrase: bytes, mlkem_key_path: Path | None) -> tuple[str, Opened]:
-    """The newest slot that opens, so that a passphrase that was replaced wins over no other."""
-    failure: EnigmaError = KeyringError("The providers hold no key slot; this is no repository, or it was emptied.")
-    secret = _read_mlkem(mlkem_key_path) if mlkem_key_path is not None else None
-    for key in sorted(_slots(objects), key=lambda key: -read_slot(objects[key])[1].created_ns):
-        try:
-            return key, open_slot(objects[key], passphrase, secret)
-        except (KeyringError, FormatUnsupported) as exc:
-            failure = failure if isinstance(failure, WrongPassphrase) else exc
-    raise failure
+def _tells_most(failure: EnigmaError) -> int:
+    """A missing key file says more than a wrong passphrase, and that more than a slot that can't be read."""
+    ranks: dict[type[EnigmaError], int] = {KeyMissing: 0, WrongPassphrase: 1, FormatUnsupported: 2}
+    return ranks.get(type(failure), len(ranks))
 
 
-def _slots(objects: Mapping[str, bytes]) -> Iterator[str]:
-    """Keys of slots that can be read; damaged ones are passed over."""
+def _slots(objects: Mapping[str, bytes], failures: list[EnigmaError]) -> list[bytes]:
+    """Slots that can be read, newest first."""
+    found: list[tuple[int, bytes]] = []
     for key, data in objects.items():
         if key.startswith(SLOT_PREFIX):
-            with suppress(KeyringError, FormatUnsupported):
-                header, _ = read_slot(data)
-                if key.removeprefix(SLOT_PREFIX) == header.object_id.hex():
-                    yield key
+            try:
+                header, body = read_slot(data)
+            except (KeyringError, FormatUnsupported) as exc:
+                failures.append(exc)
+                continue
+            if key.removeprefix(SLOT_PREFIX) == header.object_id.hex():
+                found.append((body.created_ns, data))
+    return [data for _, data in sorted(found, reverse=True)]
+
+
+def best_copy(copies: Sequence[bytes]) -> bytes:
+    """Of several copies of one stored key object, one that is undamaged, if there is any."""
+    return next((data for data in copies if is_whole(data)), copies[0])
 
 
 def _envelope(data: bytes, path: Path) -> tuple[bytes, KdfParams]:
@@ -361,11 +418,6 @@ def _b64(content: Mapping[str, Any], name: str) -> bytes:
         raise KeyringError(f"The keystore's entry {name!r} is damaged.") from exc
 
 
-def _public_of(secret: bytes) -> bytes:
-    """FIPS 203 keeps the public key inside the secret one: 384 * 3 bytes in, 1184 long."""
-    return secret[1152 : 1152 + 1184]
-
-
 def _write_mlkem(path: Path, pair: MlKemPair) -> None:
     """The separate key file: written once, never replaced."""
     if path.exists():
@@ -403,7 +455,8 @@ def _write_file(path: Path, data: bytes) -> None:
     """A file of mode 0600 that survives a power cut. Raises KeyringError."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        path.unlink(missing_ok=True)  # whatever lies there, a link or another's mode, has no part in this
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
@@ -411,6 +464,16 @@ def _write_file(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as exc:
         raise KeyringError(f"Can't write {path}: {exc.strerror}.") from exc
+
+
+def _keep_old(path: Path) -> None:
+    """Keep the present file as `.old`, without a moment in which it has no name."""
+    old = path.with_name(path.name + ".old")
+    old.unlink(missing_ok=True)
+    try:
+        os.link(path, old)
+    except OSError:  # a file system without hard links
+        _write_file(old, _read_file(path))
 
 
 def _sync_folder(folder: Path) -> None:

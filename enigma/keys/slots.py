@@ -125,7 +125,7 @@ def make_slot(  # noqa: PLR0913  what a slot binds together
         mlkem_id=pair.pair_id,
         mlkem_ciphertext=bytes(ciphertext),
         mlkem_secret=b"" if split else _seal(_expand(known, salt, SECRET_INFO), pair.secret, head + b"mlkem"),
-        master=_seal(_expand(known + bytes(shared), salt, HYBRID_INFO), master, head + b"master"),
+        master=_seal(_expand(known + bytes(shared), salt, HYBRID_INFO), master, head + b"master" + _time(now_ns)),
         created_ns=now_ns,
     )
     opened = Opened(master_id, master, _expand(known, salt, FILE_INFO), pair.secret)
@@ -154,8 +154,13 @@ def open_slot(data: bytes, passphrase: bytes, mlkem_secret: bytes | None, *, kno
         raise KeyMissing(
             "This repository needs its separate ML-KEM key file as well as the passphrase; set `mlkem_key_path` to it."
         )
+    if hashlib.sha256(public_of(mlkem_secret)).digest()[:16] != body.mlkem_id:
+        raise KeyMissing(
+            "The ML-KEM key file belongs to another slot or repository; set `mlkem_key_path` to the right one."
+        )
     shared = _decapsulate(mlkem_secret, body.mlkem_ciphertext)
-    master = _open(_expand(known + shared, body.salt, HYBRID_INFO), body.master, head + b"master")
+    aad = head + b"master" + _time(body.created_ns)
+    master = _open(_expand(known + shared, body.salt, HYBRID_INFO), body.master, aad)
     if len(master) != KEY_BYTES:
         raise KeyringError("A slot holds a master key of the wrong length; it is damaged.")
     return Opened(KeyId(header.key_id), master, _expand(known, body.salt, FILE_INFO), mlkem_secret)
@@ -170,6 +175,8 @@ def read_slot(data: bytes) -> tuple[Header, SlotBody]:
     if len(body.salt) != SALT_BYTES or len(body.mlkem_ciphertext) != MLKEM_CIPHERTEXT_BYTES:
         raise KeyringError("A slot has fields of the wrong length; it is damaged.")
     KdfParams(body.memory_kib, body.passes, body.lanes).check()
+    if abs(body.created_ns) >= 1 << 62:
+        raise KeyringError("A slot is dated out of all bounds; it is damaged.")
     return header, body
 
 
@@ -178,7 +185,7 @@ def make_data_key(
 ) -> bytes:
     """The stored object of one data key; its id is the key's id."""
     header = Header(ObjectType.DATA_KEY, repository_id, key_id, master_id)
-    body = DataKeyBody(sealed=_seal(master, data_key, header.encode() + b"data"), created_ns=now_ns)
+    body = DataKeyBody(sealed=_seal(master, data_key, header.encode() + b"data" + _time(now_ns)), created_ns=now_ns)
     return _stored(header, msgspec.msgpack.encode(body))
 
 
@@ -186,15 +193,32 @@ def open_data_key(data: bytes, master_id: KeyId, master: bytes) -> tuple[KeyId, 
     """(key id, data key, when it was made). Raises KeyringError if it is damaged or wrapped by another master key."""
     header, raw = _read(data, ObjectType.DATA_KEY)
     body = _decode(raw, DataKeyBody)
+    if abs(body.created_ns) >= 1 << 62:
+        raise KeyringError(f"Data key {header.object_id.hex()} is dated out of all bounds; it is damaged.")
     if header.key_id != master_id:
         raise KeyringError(f"Data key {header.object_id.hex()} is wrapped by another master key.")
     try:
-        data_key = _open(master, body.sealed, header.encode() + b"data")
+        data_key = _open(master, body.sealed, header.encode() + b"data" + _time(body.created_ns))
     except WrongPassphrase as exc:
         raise KeyringError(f"Data key {header.object_id.hex()} does not open; it is damaged.") from exc
     if len(data_key) != KEY_BYTES:
         raise KeyringError(f"Data key {header.object_id.hex()} has the wrong length; it is damaged.")
     return KeyId(header.object_id), data_key, body.created_ns
+
+
+def public_of(secret: bytes) -> bytes:
+    """FIPS 203 keeps the public key inside the secret one: after 1,152 bytes, 1,184 long."""
+    return secret[1152 : 1152 + 1184]
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether a copy of a slot or data key is undamaged, as far as its checksum tells without any key."""
+    return len(data) > HEADER_BYTES + CHECKSUM_BYTES and checksum(data[:-CHECKSUM_BYTES]) == data[-CHECKSUM_BYTES:]
+
+
+def _time(created_ns: int) -> bytes:
+    """Bound into what is sealed: a provider that could date a key could make a retired one current again."""
+    return created_ns.to_bytes(8, "little", signed=True)
 
 
 def _stored(header: Header, body: bytes) -> bytes:
@@ -212,7 +236,7 @@ def _read(data: bytes, kind: ObjectType) -> tuple[Header, bytes]:
         raise FormatUnsupported(f"A key object can't be read: {exc}.") from exc
     except SealBroken as exc:
         raise KeyringError(f"A key object {exc}.") from exc
-    if header.object_type is not kind or checksum(data[:-CHECKSUM_BYTES]) != data[-CHECKSUM_BYTES:]:
+    if header.object_type is not kind or not is_whole(data):
         raise KeyringError("A key object fails its checksum; it is damaged.")
     length_bytes = int.from_bytes(data[HEADER_BYTES : HEADER_BYTES + 4], "little")
     body = data[HEADER_BYTES + 4 : HEADER_BYTES + 4 + length_bytes]

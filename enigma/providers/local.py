@@ -4,9 +4,9 @@
     <root>/tmp/<32 hex digits>       an unfinished put; removed by the next open when a day old
 
 A put writes a file in tmp/, syncs it, moves it to its name (a hard link if only one writer may win), and syncs the
-folder. Large page-aligned data goes out with O_DIRECT: measured 3 times the speed of the page cache at a fiftieth of
-its CPU time, and what the user has cached stays cached. Reads go through the page cache, which is as fast cold and
-many times faster warm.
+folder. Large page-aligned data goes out with O_DIRECT: 32 MiB objects went to one ext4 disk at 2.3 GB/s so and at 0.5
+to 0.9 GB/s through the page cache, at a twentieth of its CPU time; and what the user has cached stays cached. Reads go
+through the page cache: 1.6 GB/s cold there, and several times that warm, against 0.7 to 1.2 GB/s with O_DIRECT.
 """
 
 from __future__ import annotations
@@ -59,6 +59,13 @@ class LocalProvider(Provider):
         self._durable_folders = {""}
         with suppress(OSError):
             self._remove_stale_temps()
+
+    def make_root(self) -> None:
+        """Make the folder and whatever leads to it, durably; harmless when it is there."""
+        with self._errors_of(""):
+            _make_durably(self._root)
+        if not os.path.isdir(self._root):
+            raise ProviderError(f"Provider {self.name} can't use {self._root}: it is a file; name a folder.")
 
     def put(self, key: str, data: memoryview, *, if_absent: bool = False) -> None:
         check_key(key)
@@ -209,14 +216,7 @@ class LocalProvider(Provider):
         self._durable_folders.add(folder)
 
     def _sync_folder(self, folder: str) -> None:
-        fd = os.open(self._path(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        except OSError as exc:
-            if exc.errno != errno.EINVAL:  # file systems that write folders at once refuse to sync them
-                raise
-        finally:
-            os.close(fd)
+        _sync(self._path(folder))
 
     def _remove_stale_temps(self) -> None:
         """Remove what killed processes left, by the file system's clock: it may be another machine's."""
@@ -366,6 +366,28 @@ def _read_fully(fd: int, into: memoryview, offset: int) -> int:
             break
         done_bytes += count
     return done_bytes
+
+
+def _make_durably(path: str) -> None:
+    """Make a folder and its parents, each as durable as the one it is made in."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    _make_durably(parent)
+    with suppress(FileExistsError):
+        os.mkdir(path, _FOLDER_MODE)
+    _sync(parent)
+
+
+def _sync(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:  # file systems that write folders at once refuse to sync them
+            raise
+    finally:
+        os.close(fd)
 
 
 def _folder_of(key: str) -> str:

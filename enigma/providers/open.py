@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from enigma.config import ProviderConfig
-from enigma.errors import ConfigError, ProviderUnavailable
+from enigma.errors import ConfigError
 from enigma.providers.base import Provider
 from enigma.providers.retry import RetryProvider
 
@@ -29,13 +29,10 @@ def open_provider(settings: ProviderConfig, *, create: bool = False) -> Provider
 def _local(settings: ProviderConfig, create: bool) -> Provider:
     from enigma.providers.local import LocalProvider
 
-    root = Path(settings.bucket)
+    provider = LocalProvider(settings.name, Path(settings.bucket))
     if create:
-        try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as exc:
-            raise ProviderUnavailable(f"Can't make the folder {root} of {settings.name}: {exc.strerror}.") from exc
-    return RetryProvider(LocalProvider(settings.name, root), deadline_s=LOCAL_DEADLINE_S)
+        provider.make_root()
+    return RetryProvider(provider, deadline_s=LOCAL_DEADLINE_S)
 
 
 FACTORIES: dict[str, Callable[[ProviderConfig, bool], Provider]] = {"Local": _local}

@@ -14,16 +14,19 @@ from workers.objects import PackSet
 SUPPORTED = ("RoundRobin", "Weighted")
 
 
+def check_placement(kind: str) -> None:
+    """Raises ConfigError for one that this version can't do."""
+    if kind not in SUPPORTED:
+        raise ConfigError(f"This version places packs by {' or '.join(SUPPORTED)}, not {kind}; change `distribution`.")
+
+
 class Placer:
     """Places packs by the repository's placement, and reads ranges of them back."""
 
     def __init__(
         self, placement: Placement, records: Sequence[ProviderRecord], providers: Mapping[ProviderId, Provider]
     ) -> None:
-        if placement.kind not in SUPPORTED:
-            raise ConfigError(
-                f"This version places packs by {' or '.join(SUPPORTED)}, not {placement.kind}; change `distribution`."
-            )
+        check_placement(placement.kind)
         self._providers = dict(providers)
         weighted = placement.kind == "Weighted"
         self._turns = [

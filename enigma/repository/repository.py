@@ -28,11 +28,12 @@ from enigma.errors import (
     Locked,
     ObjectCorrupt,
     ObjectMissing,
+    ProviderError,
     ProviderUnavailable,
     RepositoryExists,
     RepositoryNotFound,
 )
-from enigma.keys.local import LocalKeystore
+from enigma.keys.local import LocalKeystore, best_copy
 from enigma.manifest import Manifest, Snapshot
 from enigma.model.ids import KeyId, ObjectId, ProviderId, RepositoryId
 from enigma.model.records import RepositoryConfig, SessionRecord, TombRecord
@@ -40,7 +41,7 @@ from enigma.providers.base import Provider, fetch
 from enigma.providers.open import open_provider
 from enigma.repository import names
 from enigma.repository.heads import heads
-from enigma.repository.placing import Placer
+from enigma.repository.placing import Placer, check_placement
 from enigma.repository.reading import BlobReader
 from enigma.repository.sessions import Session
 from enigma.repository.settings import first_settings, next_settings
@@ -226,6 +227,11 @@ def create_repository(
     for path, what in ((config.keyfile_path, "keystore"), (config.db_path, "manifest")):
         if path.exists():
             raise RepositoryExists(f"There is a {what} at {path} already; use another --config-dir, or move it away.")
+    if config.key_provider != "local":
+        raise ConfigError(
+            f'This version keeps keys locally, not in {config.key_provider}; set key_provider to "local".'
+        )
+    check_placement(config.distribution)
     repository_id = RepositoryId.random()
     with ExitStack() as undo:
         for settings in config.providers:
@@ -333,7 +339,8 @@ def _sync_keys(store: ObjectStore, keystore: LocalKeystore, *, give: bool) -> No
     listed = [{info.key for info in provider.list(names.KEYS)} for provider in store.providers.values()]
     foreign = {key for keys in listed for key in keys if names.type_of(key) is ObjectType.DATA_KEY and key not in ours}
     if foreign:
-        keystore.add_objects({key: data for key in sorted(foreign) for data in _copies(store, key)})
+        found = {key: list(_copies(store, key)) for key in sorted(foreign)}
+        keystore.add_objects({key: best_copy(several) for key, several in found.items() if several})
     if give and any(ours.keys() - keys for keys in listed):
         put_keys(store, keystore)
 
@@ -346,20 +353,25 @@ def _copies(store: ObjectStore, key: str) -> Iterator[bytes]:
 
 def recover_keystore(config: Config, passphrase: Callable[[], bytes]) -> None:
     """Rebuild the local keystore from the providers' copies. The passphrase (and the separate key file) opens it."""
-    with ExitStack() as undo:
-        objects: dict[str, bytes] = {}
-        for settings in config.providers:
-            provider = undo.enter_context(open_provider(settings))
-            for info in provider.list(names.KEYS):
-                objects.setdefault(info.key, fetch(provider, info.key, limit_bytes=KEY_OBJECT_LIMIT_BYTES))
-        if not objects:
-            raise RepositoryNotFound(
-                "No configured provider holds a repository's keys; check `bucket` in the configuration."
-            )
-        config.keyfile_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        LocalKeystore.recover(
-            config.keyfile_path, objects, passphrase=passphrase(), mlkem_key_path=config.mlkem_key_path
-        ).close()
+    copies: dict[str, list[bytes]] = {}
+    failure: ProviderError | None = None
+    for settings in config.providers:
+        try:
+            with open_provider(settings) as provider:
+                for info in provider.list(names.KEYS):
+                    data = fetch(provider, info.key, limit_bytes=KEY_OBJECT_LIMIT_BYTES)
+                    copies.setdefault(info.key, []).append(data)
+        except ProviderError as exc:
+            failure = exc
+    if not copies:
+        raise failure or RepositoryNotFound(
+            "No configured provider holds a repository's keys; check `bucket` in the configuration."
+        )
+    objects = {key: best_copy(several) for key, several in copies.items()}
+    config.keyfile_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    LocalKeystore.recover(
+        config.keyfile_path, objects, passphrase=passphrase(), mlkem_key_path=config.mlkem_key_path
+    ).close()
 
 
 @contextmanager

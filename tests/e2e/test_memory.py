@@ -38,7 +38,7 @@ def many(tree: Path) -> None:
 
 @pytest.mark.parametrize(("fill", "stored_bytes"), [(large, 400 * MIB), (many, 3 * MIB)], ids=["large", "many"])
 @pytest.mark.parametrize("workers", [2, 4])
-def test_the_formula_predicts_the_peak(tmp_path: Path, fill, stored_bytes: int, workers: int) -> None:  # noqa: ANN001
+def test_the_formula_predicts_the_peak(tmp_path: Path, fill, stored_bytes: int, workers: int) -> None:
     program = Program(tmp_path / "home").init()
     toml = program.config / "enigma.toml"
     toml.write_text(toml.read_text().replace("[enigma]\n", f"[enigma]\nworkers = {workers}\n", 1))

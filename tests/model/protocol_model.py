@@ -56,6 +56,7 @@ class Rules:
     metadata_at_f_plus_1: bool = True
     packs_placed_before_index: bool = True
     index_before_snapshot: bool = True
+    generation_reread_before_commit: bool = True
     one_gc_withdraws: bool = True
     # Found by this model.
     facts_reach_the_anchor: bool = True
@@ -305,7 +306,7 @@ class Session:
     def __init__(self, world: World, clock_skew: int = 0) -> None:
         self.world, self.rules, self.skew = world, world.rules, clock_skew
         self.sid = world.session_id()
-        self.faults_at_start, self.began = world.faults, world.now
+        self.generation, self.began = world.faults, world.now
         self.beats = 0
         self.reads: frozenset[str] = frozenset()
         self.claims: dict[str, str] = {}  # chunk -> the pack this session counts on
@@ -484,13 +485,18 @@ class Backup(Session):
 
     def commit(self) -> Steps:
         """The snapshot is the commit point for readers; the fence check after it is the one for the user."""
+        generation = self.world.faults
+        yield "read config"
+        if self.rules.generation_reread_before_commit and generation != self.generation:
+            return  # copies this session made or counted on may be lost: the run fails and starts again
         key, snapshot = f"snapshots/{self.world.new_id('t')}", Snapshot(self.chunks, self.sid)
-        self.world.born[key], self.world.written[key] = self.faults_at_start, snapshot
+        self.world.born[key], self.world.written[key] = generation, snapshot
         yield from self.put(key, snapshot)
         fences = yield from self.look("fence/")
         if self.rules.fence_check_before_report and fences.fenced(self.sid):
             return
         self.world.reported[key] = snapshot
+        yield f"report {key}"
         for pack, part in self.unindexed:
             yield from self.index(pack, part)
 
@@ -629,17 +635,14 @@ class Collect(Session):
         if not self.rules.relist_after_fence:
             view.body = {k: b for k, b in view.body.items() if not k.startswith("snapshots/") or k in self.early.body}
         self.condemned = view.condemned(self.rules) | condemn.packs
-        doomed = condemn.packs & (view.condemned(self.rules) if view is not old else condemn.packs)
+        rescued = {r.pack for r in view.standing("gc/rescue").values() if r.condemn == condemn.id}
+        doomed = (condemn.packs & set(view.body)) - rescued
         safe = yield from self.rewrite(view)
-        live = self.live_chunks(view)
-        if not live <= safe:
-            held = {k for k, p in view.standing("packs/").items() if p.chunks & (live - safe)}
-            doomed -= held
         yield from self.adopt(view, safe)
         for key, index in view.standing("index/").items():
             if index.pack in doomed:
                 yield from self.bury(key, index.sid)
-        for pack in sorted(doomed & set(view.body)):
+        for pack in sorted(doomed):
             yield from self.bury(pack, view.body[pack].sid)
         yield from self.tidy(view)
         return doomed
@@ -647,7 +650,7 @@ class Collect(Session):
     def rewrite(self, view: View) -> Steps:
         """Give every live chunk without a good copy a new one; returns the chunks that are safe."""
         safe = {chunk for index in self.good_packs(view).values() for chunk in index.chunks}
-        held = {chunk for pack in view.standing("packs/").values() for chunk in pack.chunks}
+        held = {c for i in view.standing("index/").values() if i.pack in view.standing("packs/") for c in i.chunks}
         homeless = sorted((self.live_chunks(view) & held) - safe)
         for start in range(0, len(homeless), 2):
             part = homeless[start : start + 2]
@@ -662,92 +665,17 @@ class Collect(Session):
                 yield from self.put(f"adopt/{key}", key)
 
     def tidy(self, view: View) -> Steps:
-        """Delete again what came back behind its tombstone; drop tombstones of what is listed nowhere."""
-        read, writing = self.read(view), set(view.heartbeats()) if self.rules.tombstone_outlives_writer else set()
-        for tomb in [k for k in view.body if k.startswith("tomb/")]:
+        """Delete again what came back behind its tombstone; drop tombstones of what is listed nowhere.
+
+        A writer that is alive, or was fenced and may yet wake, can still put the second copy of what was forgotten:
+        its tombstone stays.
+        """
+        rules, read, alive = self.rules, self.read(view), set(view.heartbeats())
+        for tomb, writer in [(k, b) for k, b in view.body.items() if k.startswith("tomb/")]:
             key = tomb.removeprefix("tomb/")
-            if key in view.copies:
-                if key not in read:
-                    yield from self.delete(key)
-                if not self.rules.tombstone_kept_until_all_listed_without:
-                    yield from self.delete(tomb)
-            elif self.age(view, tomb) > SILENCE and view.body[tomb] not in writing:
+            listed = key in view.copies and rules.tombstone_kept_until_all_listed_without
+            pending = (writer in alive or view.fenced(writer)) and rules.tombstone_outlives_writer
+            if not listed and not pending and self.age(view, tomb) > SILENCE:
                 yield from self.delete(tomb)
-
-
-class Storm:
-    """A random schedule: sessions begin, interleave, sleep and crash; providers lag, go down, return and are lost."""
-
-    KINDS = ("backup", "backup", "backup", "collect", "collect", "forget", "restore")
-
-    def __init__(self, seed: int, rules: Rules) -> None:
-        self.rng = Random(seed)
-        self.world = World(rules, self.rng, lag=self.rng.choice((0, 15)))
-        self.running: list[tuple[Session, Steps]] = []
-        self.wipes = self.rng.choice((0, 0, 1, 2))
-        self.crowd = self.rng.choice((2, 3, 4))
-        self.restless = self.rng.choice((0.05, 0.2, 1.0))  # how soon the turn passes to another session
-        self.trouble = self.rng.choice((0.001, 0.004))  # how often a session crashes or sleeps
-        self.turn: tuple[Session, Steps] | None = None
-        self.sleepers: dict[str, int] = {}
-
-    def run(self, steps: int) -> int:
-        for _ in range(steps):
-            self.step()
-        return steps
-
-    def step(self) -> None:
-        world, rng = self.world, self.rng
-        world.now += 1
-        if len(self.running) < self.crowd and rng.random() < 0.1:
-            self.begin(rng.choice(self.KINDS))
-        self.weather()
-        awake = [pair for pair in self.running if self.sleepers.get(pair[0].sid, 0) <= world.now]
-        if not awake:
-            return
-        if self.turn not in awake or rng.random() < self.restless:
-            self.turn = rng.choice(awake)
-        self.advance(self.turn)
-        world.check()
-
-    def advance(self, pair: tuple[Session, Steps]) -> None:
-        world, rng, sid, fate = self.world, self.rng, pair[0].sid, self.rng.random()
-        if fate < self.trouble:
-            self.running.remove(pair)
-            world.reading.pop(sid, None)
-            world.log.append(f"{world.now} {sid} crashes")
-        elif fate < 2 * self.trouble:
-            self.sleepers[sid] = world.now + rng.choice((50, 200, 600))
-            world.log.append(f"{world.now} {sid} sleeps")
-        else:
-            step = next(pair[1], None)
-            if step is None:
-                self.running.remove(pair)
-            world.log.append(f"{world.now} {type(pair[0]).__name__} {sid}: {step or 'ends'}")
-
-    def begin(self, kind: str) -> None:
-        world, rng = self.world, self.rng
-        skew = rng.choice((0, DAY, -DAY))
-        visible = sorted(k for k in world.everywhere("snapshots/") if not world.tombed(k))
-        session: Session
-        if kind == "forget" and visible:
-            session = Forget(world, rng.choice(visible))
-        elif kind == "restore":
-            session = Restore(world, skew)
-        elif kind == "collect":
-            session = Collect(world, skew)
-        else:
-            session = Backup(world, rng.sample("abcd", rng.randint(1, 3)), skew)
-        self.running.append((session, session.run()))
-
-    def weather(self) -> None:
-        """One provider at a time is down, for a while; the anchor's replacement is not modelled, so it is never lost."""
-        world, rng = self.world, self.rng
-        down = [p for p in world.providers if not p.up]
-        if down:
-            down[0].up = rng.random() < 0.03
-        elif rng.random() < 0.004:
-            rng.choice(world.providers).up = False
-        elif self.wipes and rng.random() < 0.002:
-            self.wipes -= 1
-            world.wipe(rng.choice(world.providers[1:]))
+            elif key not in read:
+                yield from self.delete(key)

@@ -162,7 +162,7 @@ def test_a_split_key_needs_both_factors(path: Path) -> None:
 def test_another_repositorys_key_file_does_not_open_this_one(path: Path, tmp_path: Path) -> None:
     create(path, mlkem_key_path=tmp_path / "mine")
     create(path.with_name("other"), mlkem_key_path=tmp_path / "theirs")
-    with pytest.raises(WrongPassphrase):
+    with pytest.raises(KeyMissing, match="another"):
         LocalKeystore.open(path, passphrase=GOOD, mlkem_key_path=tmp_path / "theirs")
 
 
@@ -268,3 +268,91 @@ def test_the_keystore_is_json_inside(path: Path) -> None:
     content = _unsealed(path.read_bytes(), made._opened.file_key, path)
     assert json.loads(json.dumps(content)).keys() == {"repository", "slot", "data_keys", "current"}
     assert SlotBody.__struct_fields__[0] == "kind"
+
+
+def test_a_provider_cannot_make_a_retired_key_current_by_its_date(path: Path) -> None:
+    with create(path, now_ns=10) as made:
+        retired = made.current
+        newest = made.rotate(now_ns=20)
+        objects = made.objects()
+    name = f"{DATA_PREFIX}{retired}"
+    from enigma.keys import slots
+
+    header, raw = slots._read(objects[name], ObjectType.DATA_KEY)
+    body = msgspec.structs.replace(slots._decode(raw, slots.DataKeyBody), created_ns=30)
+    objects[name] = _stored(header, msgspec.msgpack.encode(body))
+    assert LocalKeystore.recover(path.with_name("again"), objects, passphrase=GOOD).current == newest
+
+
+def test_a_key_that_is_held_is_never_replaced_by_a_copy(path: Path) -> None:
+    with create(path) as made:
+        before = made.objects()
+        other = dict.fromkeys(before, b"rot")
+        made.add_objects(other)
+        assert made.objects() == before
+
+
+def test_another_repositorys_newer_slot_does_not_stop_a_recovery(path: Path) -> None:
+    mine = create(path, now_ns=10)
+    theirs = LocalKeystore.create(
+        path.with_name("theirs"), repository_id=RepositoryId(b"t" * 16), passphrase=GOOD, kdf=FAST, now_ns=99
+    )
+    foreign = {name: data for name, data in theirs.objects().items() if name.startswith(SLOT_PREFIX)}
+    back = LocalKeystore.recover(path.with_name("again"), mine.objects() | foreign, passphrase=GOOD)
+    assert back.repository_id == ID
+
+
+def test_keys_of_a_newer_version_are_kept_though_not_understood(path: Path) -> None:
+    with create(path) as made:
+        name = DATA_PREFIX + "ab" * 16
+        data = bytearray(next(data for key, data in made.objects().items() if key.startswith(DATA_PREFIX)))
+        data[8] = 2  # a format version to come
+        made.add_objects({name: bytes(data)})
+    with LocalKeystore.open(path, passphrase=GOOD) as opened:
+        opened.rotate()
+        assert opened.objects()[name] == bytes(data)
+
+
+def test_a_write_that_fails_leaves_memory_as_the_file_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = create(path)
+    before = (made.current, made.objects())
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(KeyringError, match="No space"):
+        made.rotate()
+    assert (made.current, made.objects()) == before
+
+
+def test_a_file_system_without_hard_links_can_rotate(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = create(path)
+    first = path.read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("os.link", refuse)
+    made.rotate()
+    assert path.with_name("keys.enc.old").read_bytes() == first
+
+
+def test_what_lies_at_the_temporary_name_has_no_part_in_the_keystore(path: Path) -> None:
+    victim = path.with_name("victim")
+    victim.write_bytes(b"mine")
+    victim.chmod(0o644)
+    path.with_name("keys.enc.new").symlink_to(victim)
+    create(path)
+    assert victim.read_bytes() == b"mine"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_closed_keystore_does_nothing_more(path: Path) -> None:
+    made = create(path)
+    made.close()
+    assert made._opened.master == made._opened.mlkem_secret == b""
+    with pytest.raises(KeyringError, match="closed"):
+        made.rotate()
+    with pytest.raises(KeyMissing):
+        made.data_key(b"x")
