@@ -33,5 +33,8 @@ class SealBroken(EngineError):
     """Stored bytes fail their tag, checksum, hash or structure."""
 
 
+NEEDS_NEWER = "needs a newer Enigma"  # in every message about bytes that are not understood, and no others
+
+
 class FormatNewer(EngineError):
     """The bytes say that a newer program wrote them. Not corruption."""

@@ -10,7 +10,7 @@ import os
 from collections import OrderedDict
 
 from workers.compression import ENCODING_RAW, ENCODING_ZSTD, Decompressor
-from workers.errors import FormatNewer, SealBroken
+from workers.errors import NEEDS_NEWER, FormatNewer, SealBroken
 from workers.messages import Check, Finish, Read, Target
 from workers.objects import Header, ObjectType, PackSet
 from workers.packs import HASH_SHA256, TRAILER_BYTES, BlobRecord, PackReader, Trailer, check_pack_ends, iter_records
@@ -34,12 +34,14 @@ class BlobOpener:
         self._readers: OrderedDict[bytes, PackReader] = OrderedDict()
 
     def open(self, pack_id: bytes, pack_set: int, key_id: bytes, record: BlobRecord, sealed: memoryview) -> memoryview:
-        """The checked plaintext; valid until the next call. Raises SealBroken."""
+        """The checked plaintext; valid until the next call. Raises SealBroken, FormatNewer."""
         content_bytes = record.stored_bytes - TAG_BYTES
         if len(sealed) != record.stored_bytes or content_bytes > len(self._scratch):
             raise SealBroken("is truncated")
         if record.hash_algorithm != HASH_SHA256:
-            raise SealBroken(f"uses hash algorithm {record.hash_algorithm}, which needs a newer Enigma")
+            raise FormatNewer(f"uses hash algorithm {record.hash_algorithm}, which {NEEDS_NEWER}")
+        if record.dictionary:
+            raise FormatNewer(f"uses dictionary {record.dictionary}, which {NEEDS_NEWER}")
         self.reader(pack_id, pack_set, key_id).open_blob(sealed, record, self._scratch)
         plain = self._decoded(record, self._scratch[:content_bytes])
         if len(plain) != record.plain_bytes or hashlib.sha256(plain).digest() != record.chunk_id:
@@ -51,7 +53,7 @@ class BlobOpener:
             return content
         if record.encoding == ENCODING_ZSTD:
             return memoryview(self._decompressor.decompress(content, record.plain_bytes))
-        raise SealBroken(f"uses encoding {record.encoding}, which needs a newer Enigma")
+        raise FormatNewer(f"uses encoding {record.encoding}, which {NEEDS_NEWER}")
 
     def reader(self, pack_id: bytes, pack_set: int, key_id: bytes) -> PackReader:
         """Raises SealBroken if the pack's data key is not at hand."""
@@ -89,7 +91,7 @@ class Opener:
                 plain = self._opener().open(job.pack_id, job.pack_set, job.key_id, record, sealed)
                 for target in targets:
                     warnings += self._write(target, plain)
-            except SealBroken as exc:
+            except (SealBroken, FormatNewer) as exc:
                 errors.append((index, str(exc)))
             except UnsafeTarget as exc:
                 errors.append((index, f"can't be written: {exc}"))
@@ -113,7 +115,7 @@ class Opener:
             try:
                 sealed = pack[record.offset : record.offset + record.stored_bytes]
                 self._opener().open(job.pack_id, job.pack_set, job.key_id, record, sealed)
-            except SealBroken as exc:
+            except (SealBroken, FormatNewer) as exc:
                 errors.append(f"the blob of chunk {record.chunk_id.hex()[:16]} {exc}")
         return tuple(errors[:ERRORS_LIMIT]), hashlib.sha256(records).digest()
 

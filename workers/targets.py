@@ -204,9 +204,10 @@ class TargetTree:
 
     def _place(self, path: bytes) -> tuple[int, bytes]:
         """(descriptor of the directory, last component). The descriptor may be closed by the next call."""
-        head, _, name = path.rpartition(b"/")
+        at = path.rfind(b"/")
+        head, name = path[:at] if at > 0 else path[: at + 1], path[at + 1 :]  # the slash of b"/x" stays, to be refused
         _check_component(name)
-        return self._directory(head if head or not path.startswith(b"/") else b"/"), name
+        return self._directory(head), name
 
     def _directory(self, path: bytes) -> int:
         """The directory's descriptor, opened from the deepest one above it that is open already.

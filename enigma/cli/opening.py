@@ -51,7 +51,7 @@ def reading(ctx: Context, kind: str, unlock: Unlocking | None = None) -> Iterato
     with (
         exclusive(config),
         open_repository(config, unlock) as repository,
-        repository.session(kind) as session,
+        repository.session(kind, only_reads=True) as session,
     ):
         _warn_of_problems(ctx, session)
         yield repository, session

@@ -42,6 +42,7 @@ from enigma.repository.reading import ReadingOwner
 from enigma.repository.repository import CONFIG_COPIES, Repository
 from enigma.repository.sessions import Session
 from enigma.repository.store import read_marker
+from workers.errors import NEEDS_NEWER
 from workers.objects import ObjectType
 from workers.owner import Checked, PackCheck
 
@@ -271,11 +272,12 @@ class _Verify:
         indexed = self._manifest.indexed_pack(request.pack_id)
         if not errors and (indexed is None or hashlib.sha256(indexed.records).digest() != checked.records_sha256):
             errors.append("its table of contents differs from the index")
-        if errors:
-            self._manifest.mark_suspect(request.pack_id, errors[0])
-            for error in errors:
-                self._problem(key, error)
-        else:
+        for error in errors:
+            self._problem(key, error)
+        damage = [error for error in errors if NEEDS_NEWER not in error]
+        if damage:
+            self._manifest.mark_suspect(request.pack_id, damage[0])
+        elif not errors:
             self._manifest.clear_suspect(request.pack_id)
 
     def _problem(self, subject: str, message: str) -> None:
@@ -299,6 +301,7 @@ def _up_to(packs: list[Pack], amount_bytes: int) -> Iterator[Pack]:
 
 def adopt(repository: Repository, session: Session, snapshot: Snapshot) -> ObjectId:
     """Take over a void snapshot whose every chunk was just found standing: the same record under this session."""
+    repository.ensure_keys()
     record = snapshot.record
     values = {name: getattr(record, name) for name in record.__struct_fields__}
     adopted = SnapshotRecord(**(values | {"session_id": session.session_id}))

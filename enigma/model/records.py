@@ -8,6 +8,7 @@ name that is unknown here raises FormatUnsupported.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -148,6 +149,8 @@ class CondemnRecord(Record, frozen=True):
     created_ns: int
     pack_ids: tuple[bytes, ...]
     heads: tuple[Head, ...] = ()
+    writer_id: bytes = b""
+    signature: bytes = b""
 
 
 class RescueRecord(Record, frozen=True):
@@ -156,12 +159,20 @@ class RescueRecord(Record, frozen=True):
     condemn_id: bytes
     session_id: bytes
     pack_ids: tuple[bytes, ...]
+    heads: tuple[Head, ...] = ()
+    writer_id: bytes = b""
+    signature: bytes = b""
 
 
 class SweptRecord(Record, frozen=True):
+    """A sweep is over: these packs of the condemnation are gone, its others were spared."""
+
     condemn_id: bytes
     session_id: bytes
     pack_ids: tuple[bytes, ...]
+    heads: tuple[Head, ...] = ()
+    writer_id: bytes = b""
+    signature: bytes = b""
 
 
 class FenceRecord(Record, frozen=True):
@@ -170,6 +181,8 @@ class FenceRecord(Record, frozen=True):
     session_id: bytes
     by_session_id: bytes
     created_ns: int
+    writer_id: bytes = b""
+    signature: bytes = b""
 
 
 class TombRecord(Record, frozen=True):
@@ -187,9 +200,24 @@ R = TypeVar("R", bound=Record)
 _encoder = msgspec.msgpack.Encoder(enc_hook=bytes)  # ids are bytes of a type of their own
 
 
+def _required(value: object) -> Iterator[str]:
+    """What a record and the records within it require."""
+    if isinstance(value, Record):
+        yield from value.required
+        for name in value.__struct_fields__:
+            yield from _required(getattr(value, name))
+    elif isinstance(value, tuple) and value and isinstance(value[0], Record):
+        for one in value:
+            yield from _required(one)
+
+
 def head_of(logical_id: bytes, record: Record) -> Head:
-    """The head entry for a record: its logical id, and the hash of its encoding, which no re-sealing changes."""
-    return Head(logical_id=logical_id, sha256=hashlib.sha256(encode(record)).digest())
+    """The head entry for a record: its logical id, and the hash of its encoding with an empty session id.
+
+    So neither re-sealing nor adoption by another session changes it.
+    """
+    plain = msgspec.structs.replace(record, session_id=b"") if hasattr(record, "session_id") else record
+    return Head(logical_id=logical_id, sha256=hashlib.sha256(encode(plain)).digest())
 
 
 def encode(record: Record) -> bytes:
@@ -202,7 +230,7 @@ def decode(kind: type[R], body: bytes, name: str) -> R:
         record = msgspec.msgpack.decode(body, type=kind)
     except (msgspec.MsgspecError, RecursionError, MemoryError, UnicodeDecodeError) as exc:
         raise ObjectCorrupt(f"Object {name} holds no valid {kind.__name__}.") from exc
-    unknown = set(record.required) - KNOWN_REQUIRED
+    unknown = set(_required(record)) - KNOWN_REQUIRED
     if unknown:
         raise FormatUnsupported(f"Object {name} needs a newer Enigma (it uses {', '.join(sorted(unknown))}).")
     return record

@@ -17,12 +17,12 @@ from typing import TypeVar
 import msgspec
 import xxhash
 
-from enigma.errors import EnigmaError, IntegrityError, ObjectCorrupt, ProviderError
+from enigma.errors import EnigmaError, FormatUnsupported, IntegrityError, ObjectCorrupt, ProviderError
 from enigma.model.entries import CHUNK_REF_BYTES, Entry, path_key
 
 LEAF_MASK = 0x1FF  # one path in 512 ends a leaf
 LEAF_ENTRIES_LIMIT = 4096
-LEAF_BYTES_LIMIT = 768 << 10  # a leaf stays below the smallest chunk maximum
+LEAF_BYTES_LIMIT = 768 << 10
 NODE_MASK = 0x7F
 NODE_CHILDREN_LIMIT = 2048
 LIST_REFS = 4096  # a chunk list longer than this becomes a tree of list blobs
@@ -83,7 +83,7 @@ class CatalogWriter:
         self._follow(origin)
         self._entries.append(entry)
         self.entry_count += 1
-        self._bytes += 128 + len(entry.path) + len(entry.content) + sum(len(v) for _, v in entry.xattrs)
+        self._bytes += _length_bytes(entry)
         if (
             xxhash.xxh3_64_intdigest(entry.path) & LEAF_MASK == 0
             or len(self._entries) >= LEAF_ENTRIES_LIMIT
@@ -157,6 +157,13 @@ class CatalogWriter:
             level += 1
 
 
+def _length_bytes(entry: Entry) -> int:
+    """At least what the entry takes in a leaf: every variable part, and room for the numbers."""
+    texts = len(entry.path) + len(entry.user) + len(entry.group) + len(entry.content) + len(entry.link)
+    xattrs = sum(len(name) + len(value) + 12 for name, value in entry.xattrs) if entry.xattrs else 0
+    return 192 + texts + xattrs + 20 * len(entry.holes)
+
+
 class CatalogReader:
     """Reads one catalog; a leaf at a time is in memory.
 
@@ -196,9 +203,13 @@ class CatalogReader:
     def leaf(self, leaf: Child) -> list[Entry]:
         """The entries of one leaf. Raises ObjectCorrupt, ChunkMissing."""
         try:
-            return _leaf_decoder.decode(self._get(leaf.chunk_id, leaf.length_bytes))
+            entries = _leaf_decoder.decode(self._get(leaf.chunk_id, leaf.length_bytes))
         except (msgspec.MsgspecError, RecursionError, MemoryError) as exc:
             raise ObjectCorrupt(f"Catalog leaf {leaf.chunk_id.hex()} holds no entries.") from exc
+        for entry in entries:
+            if entry.required:
+                raise FormatUnsupported(f"An entry needs a newer Enigma (it uses {', '.join(entry.required)}).")
+        return entries
 
     def find(self, path: bytes) -> Entry | None:
         """One entry, by reading the nodes above it and one leaf."""
@@ -229,7 +240,7 @@ class CatalogReader:
     def _tolerant(self, read: Callable[[Child], list[T]], child: Child) -> list[T]:
         try:
             return read(child)
-        except (IntegrityError, ProviderError) as exc:
+        except (IntegrityError, FormatUnsupported, ProviderError) as exc:
             if self._on_damage is None:
                 raise
             self._on_damage(exc)

@@ -11,12 +11,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice
 
-from enigma.errors import ChunkMissing, EnigmaError, ObjectCorrupt
+from enigma.errors import ChunkMissing, EnigmaError, FormatUnsupported, ObjectCorrupt
 from enigma.manifest import Location, Manifest
 from enigma.model.ids import RepositoryId
 from enigma.repository.placing import Placer
 from enigma.repository.store import Keyring
-from workers.errors import SealBroken
+from workers.errors import FormatNewer, SealBroken
 from workers.messages import Target
 from workers.opening import BlobOpener
 from workers.owner import PackCheck, RangeRead, SealedPack
@@ -80,6 +80,8 @@ class BlobReader:
         except SealBroken as exc:
             self._packs.pop(at.pack_id, None)
             raise ObjectCorrupt(f"A blob of pack {at.pack_id.hex()} {exc}.") from exc
+        except FormatNewer as exc:
+            raise FormatUnsupported(f"A blob of pack {at.pack_id.hex()} {exc}.") from exc
 
     def _pack(self, at: Location) -> memoryview:
         pack = self._packs.pop(at.pack_id, None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,7 +22,6 @@ from enigma.config import Config, ProviderConfig
 from enigma.errors import (
     ConfigError,
     EnigmaError,
-    FormatUnsupported,
     IntegrityError,
     KeyringError,
     Locked,
@@ -87,9 +86,16 @@ class Repository:
             self.repository_id, keystore, manifest, self.placer, chunker.max_bytes, self.view.refresh
         )
 
-    def session(self, kind: str) -> Session:
-        """A run of this program, made known to all others. Enter it before reading anything that may be deleted."""
-        return Session(kind, self.store, self.manifest, self.view, self.clock)
+    def session(self, kind: str, *, only_reads: bool = False) -> Session:
+        """A run of this program, made known to all others. Enter it before reading anything that may be deleted.
+
+        One that only reads goes on without being known where the providers are read-only: nothing is deleted there.
+        """
+        return Session(kind, self.store, self.manifest, self.view, self.clock, only_reads=only_reads)
+
+    def ensure_keys(self) -> None:
+        """Every provider holds our keys before anything lasting is sealed under them."""
+        _sync_keys(self.store, self.keystore, give=True)
 
     def newest_config(self) -> RepositoryConfig:
         return newest_config(self.store)
@@ -297,7 +303,10 @@ def put_config(store: ObjectStore, record: RepositoryConfig) -> None:
 
 
 def newest_config(store: ObjectStore) -> RepositoryConfig:
-    """The highest generation that opens; ties go to the smaller id. Raises the reason if none opens."""
+    """The highest generation that opens; ties go to the smaller id. Raises the reason if none opens.
+
+    One that needs a newer Enigma is not passed over: an older one behind it is no longer the truth.
+    """
     failure: EnigmaError = RepositoryNotFound(
         "The providers hold no repository configuration; an `enigma init` may have been interrupted: empty the place "
         "and run it again."
@@ -305,7 +314,7 @@ def newest_config(store: ObjectStore) -> RepositoryConfig:
     for key in sorted(store.list(names.CONFIGS), key=lambda key: (-names.generation_of(key), key)):
         try:
             return store.get(key, RepositoryConfig)
-        except (IntegrityError, FormatUnsupported, KeyringError) as exc:
+        except (IntegrityError, KeyringError) as exc:
             failure = exc
     raise failure
 
@@ -336,13 +345,22 @@ def _check_not_rolled_back(repository: Repository) -> None:
 def _sync_keys(store: ObjectStore, keystore: LocalKeystore, *, give: bool) -> None:
     """Take data keys that another machine made; with `give`, put back what a provider lacks of ours."""
     ours = keystore.objects()
-    listed = [{info.key for info in provider.list(names.KEYS)} for provider in store.providers.values()]
+    listed = [
+        {info.key for info in provider.list(names.KEYS) if names.is_ours(info.key)}
+        for provider in store.providers.values()
+    ]
     foreign = {key for keys in listed for key in keys if names.type_of(key) is ObjectType.DATA_KEY and key not in ours}
     if foreign:
         found = {key: list(_copies(store, key)) for key in sorted(foreign)}
         keystore.add_objects({key: best_copy(several) for key, several in found.items() if several})
-    if give and any(ours.keys() - keys for keys in listed):
+    if give and any(ours.keys() - keys for keys in listed) and not _is_buried(store, ours):
         put_keys(store, keystore)
+
+
+def _is_buried(store: ObjectStore, keys: Iterable[str]) -> bool:
+    """Whether a slot of ours was deleted on purpose: another machine has changed the passphrase, and that stands."""
+    tombs = (store.get(key, TombRecord).key for key in store.list(names.TOMBS))
+    return not set(keys).isdisjoint(tombs)
 
 
 def _copies(store: ObjectStore, key: str) -> Iterator[bytes]:

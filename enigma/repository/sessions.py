@@ -19,7 +19,7 @@ from typing import Self
 
 from enigma import __version__
 from enigma.clock import Clock
-from enigma.errors import ProviderError, SessionFenced, SnapshotNotFound
+from enigma.errors import AccessDenied, ProviderError, SessionFenced, SnapshotNotFound
 from enigma.manifest import Manifest
 from enigma.model.ids import ObjectId, SessionId
 from enigma.model.records import RescueRecord, SessionRecord
@@ -42,6 +42,8 @@ class Session:
         manifest: Manifest,
         view: View,
         clock: Clock,
+        *,
+        only_reads: bool = False,
     ) -> None:
         self.session_id = SessionId.random()
         self.kind = kind
@@ -50,6 +52,7 @@ class Session:
         self._manifest = manifest
         self._view = view
         self._clock = clock
+        self._only_reads = only_reads
         self._sequence = 0
         self._keys: list[str] = []
         self._reads: frozenset[bytes] = frozenset()
@@ -135,7 +138,11 @@ class Session:
             program=f"enigma {__version__}",
         )
         key = names.session_key(self.session_id, self._sequence, ObjectId.random())
-        self._store.put(key, record)
+        try:
+            self._store.put(key, record)
+        except AccessDenied:
+            if not self._only_reads:
+                raise
         self._sequence += 1
         self._keys.append(key)
         self._last_boot_ns, self._last_wall_ns = self._clock.boot_ns(), self._clock.wall_ns()

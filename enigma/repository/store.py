@@ -60,31 +60,36 @@ class ObjectStore:
         self._needed = min(faults + 1, len(self.providers))
         self._readable_only = False  # the newest config asks its writers for features that this program lacks
 
-    def put(self, key: str, record: Record, pack_set: PackSet = PackSet.NONE) -> None:
-        """Seal `record` under the current data key and store it under `key`, which ends in the object's id."""
+    def put(self, key: str, record: Record, pack_set: PackSet = PackSet.NONE) -> list[str]:
+        """Seal `record` under the current data key and store it under `key`, which ends in the object's id.
+
+        Returns the names of the providers that missed it. Raises as `put_bytes`.
+        """
         kind = names.type_of(key)
         if self._readable_only and kind is not ObjectType.SESSION:
             raise FormatUnsupported("This repository can be read, but writing to it needs a newer Enigma.")
         header = Header(kind, self.repository_id, names.object_id_of(key), self.keyring.current, pack_set)
-        self.put_bytes(key, seal_object(header, self.keyring.data_key(header.key_id), encode(record)))
+        return self.put_bytes(key, seal_object(header, self.keyring.data_key(header.key_id), encode(record)))
 
-    def put_bytes(self, key: str, data: bytes) -> None:
-        """Store finished bytes at every provider. Raises the first provider's error if fewer than f+1 took them."""
-        errors: list[ProviderError] = []
+    def put_bytes(self, key: str, data: bytes) -> list[str]:
+        """Store finished bytes at every provider; the names of those that did not take them.
+
+        Raises the first provider's error if fewer than f+1 took them.
+        """
+        errors: dict[str, ProviderError] = {}
         for provider in self.providers.values():
             try:
                 provider.put(key, memoryview(data))
             except ProviderError as exc:
-                errors.append(exc)
-                self.degraded.add(provider.name)
+                errors[provider.name] = exc
+        self.degraded |= errors.keys()
         if len(self.providers) - len(errors) < self._needed:
-            raise errors[0]
+            raise next(iter(errors.values()))
+        return list(errors)
 
     def put_everywhere(self, key: str, record: Record) -> None:
         """As `put`, but every single provider must take it: for tombstones, which must never be missed."""
-        before = set(self.degraded)
-        self.put(key, record)
-        if missed := self.degraded - before:
+        if missed := self.put(key, record):
             raise ProviderUnavailable(f"Provider {', '.join(sorted(missed))} did not answer; nothing was deleted.")
 
     def get(self, key: str, kind: type[R]) -> R:

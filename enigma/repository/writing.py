@@ -48,6 +48,7 @@ class Writer:
         self._unindexed: dict[int, list[IndexedPack]] = {PackSet.BACKUP: [], PackSet.CATALOG: []}
         self._unindexed_bytes = 0
         self._referenced_nos: set[int] = set()
+        self._own: set[bytes] = set()
         self.session_id = session.session_id
         self.new_bytes = 0
         self.stored_bytes = 0
@@ -78,6 +79,7 @@ class Writer:
             records=pack.records,
         )
         self._manifest.add_pack(indexed, index_id=None)
+        self._own.add(pack.pack_id)
         self._unindexed[pack.pack_set].append(indexed)
         self._unindexed_bytes += len(pack.records)
         self.stored_bytes += pack.length_bytes
@@ -139,7 +141,8 @@ class Writer:
 
     def _referenced(self) -> frozenset[bytes]:
         packs = self._manifest.packs() if self._referenced_nos else ()
-        return frozenset(pack.pack_id for pack in packs if pack.pack_no in self._referenced_nos)
+        relied_on = {bytes(pack.pack_id) for pack in packs if pack.pack_no in self._referenced_nos}
+        return frozenset(relied_on | self._own)
 
 
 class CatalogBlobs:

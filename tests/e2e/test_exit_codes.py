@@ -143,8 +143,8 @@ def test_unusable_restore_target_is_1_and_named(program, data, tmp_path) -> None
         (("--passphrase", "a", "--passphrase-file", "b", "list"), "only one"),
     ],
 )
-def test_wrong_command_line_is_2(tmp_path, args, said) -> None:
-    assert said in Program(tmp_path / "home").run(*args).expect(2).sentence()
+def test_wrong_command_line_is_2(program, args, said) -> None:
+    assert said in program.run(*args).expect(2).sentence()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_wrong_command_line_is_2(tmp_path, args, said) -> None:
         ('\n[enigma]\ndistributon = "Mirror"\n', ("enigma.toml:3", "distributon", "distribution")),
         ("[enigma]\nworkers = 0\n", ("enigma.toml:2", "workers")),
         ('[enigma]\nworkers = "two"\n', ("enigma.toml:2", "workers")),
-        ('[[providers]]\nname = "a"\ntype = "Lokal"\nbucket = "/x"\n', ("enigma.toml:3", "Lokal", "Local")),
+        ('[[providers]]\nname = "a"\ntype = "Lokal"\nbucket = "/x"\n', ("enigma.toml:3", "type", "Local")),
         ('[[providers]]\nnam = "a"\n', ("enigma.toml:2", "nam", "name")),
         ("[enigma\n", ("enigma.toml:1",)),
         ('[enigma]\nhost = "\udcff"\n', ("enigma.toml:2", "UTF-8")),
@@ -207,9 +207,10 @@ def test_file_that_changes_while_it_is_read_is_3_and_restorable(program, tmp_pat
     folder = tmp_path / "busy"
     folder.mkdir()
     log = folder / "log"
-    log.write_bytes(bytes(8 << 20))
+    log.write_bytes(random.Random(3).randbytes(8 << 20) * 16)
     with subprocess.Popen(["sh", "-c", f'while :; do echo more >> "{log}"; done']) as writer:
         try:
+            assert poll(lambda: log.stat().st_size > 128 << 20, within_s=20.0)
             done = program.run("backup", folder)
         finally:
             writer.kill()
@@ -534,7 +535,7 @@ def test_two_machines_at_once_both_end_as_restorable_snapshots(program, tmp_path
     one, two = Tree(tmp_path / "one", 1, large_bytes=36 << 20), Tree(tmp_path / "two", 2, large_bytes=4 << 20)
     program.backup(one.root)
     other = beside(program, tmp_path / "home-two")
-    for number in range(4):
+    for number in range(3):
         common = random.Random(number).randbytes(6 << 20)
         for tree in (one, two):
             tree.change()
@@ -549,4 +550,4 @@ def test_two_machines_at_once_both_end_as_restorable_snapshots(program, tmp_path
             shutil.rmtree(tmp_path / f"restored-{number}-{snapshot[:8]}")
     third = beside(program, tmp_path / "home-three")
     third.verify("--read-data")
-    assert len(third.snapshots()) == 9
+    assert len(third.snapshots()) == 7

@@ -3,14 +3,19 @@
 Everything is in memory and nothing waits: a session is a generator, and every `yield` stands for one call to one
 provider. Between two yields a session may be interleaved with any other, sleep for a week, or die. `World.check` is run
 after every step and raises `Violation` at the first lost promise. `Rules` has one switch per rule of the protocol; with
-any one of them off there is a schedule that loses data.
+any one of them off there is a schedule that loses data (two only save work: they say so).
+
+Read Session.heartbeat and Session.good_packs for the words, Backup.run and Backup.commit for the write order, and
+Collect.run for the way a pack is deleted.
 
 What is abstracted away: encryption, placement (a pack has two whole copies), the catalog (a snapshot is its set of
-chunks), and reading after listing (a listing hands over the bodies).
+chunks), and reading after listing (a listing hands over the bodies). The anchor, the provider that lists what was put,
+may be down but is not lost; a lost provider is replaced by an empty one (a new generation of the config).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from random import Random
@@ -32,39 +37,39 @@ class Violation(AssertionError):
 class Rules:
     """The rules of FORMAT.md, "Sessions and deletion"; each is a switch so that its absence can be shown to hurt."""
 
-    session_object_first: bool = True
-    reads_are_roots: bool = True
-    recheck_after_declaring: bool = True
-    condemn_before_listing_sessions: bool = True
-    skip_packs_of_live_creators: bool = True
-    exists_needs_durable_index: bool = True
-    exists_needs_listing: bool = True
-    exists_excludes_condemned: bool = True
-    inherited_lists_are_tested: bool = True
-    acknowledge_gates_sweep: bool = True
-    rescue_before_acknowledging: bool = True
-    rescue_cancels_only_what_it_names: bool = True
-    grace_by_provider_clock: bool = True
-    all_providers_must_answer: bool = True
-    fresh_mark_before_sweep: bool = True
-    fence_silent_sessions: bool = True
-    relist_after_fence: bool = True
-    fence_check_before_report: bool = True
-    void_until_adopted: bool = True
-    tombstone_before_delete: bool = True
-    tombstone_kept_until_all_listed_without: bool = True
-    metadata_at_f_plus_1: bool = True
-    packs_placed_before_index: bool = True
-    index_before_snapshot: bool = True
-    generation_reread_before_commit: bool = True
-    one_gc_withdraws: bool = True
-    # Found by this model.
-    facts_reach_the_anchor: bool = True
-    forget_spares_what_is_read: bool = True
-    void_is_still_a_root: bool = True
-    rescue_of_a_fenced_session_is_void: bool = True
-    mark_lists_sessions_last: bool = True
-    tombstone_outlives_writer: bool = True
+    session_object_first: bool = True  # the session object is put before anything is read
+    reads_are_roots: bool = True  # snapshots named by live sessions are gc roots, forgotten or not
+    recheck_after_declaring: bool = True  # a named snapshot is looked at again after the put
+    condemn_before_listing_sessions: bool = True  # who begins later sees the condemnation
+    skip_packs_of_live_creators: bool = True  # saves work only: they would rescue them
+    exists_needs_durable_index: bool = True  # an index object at one provider may vanish
+    exists_needs_listing: bool = True  # enough copies, in this session's own listing
+    exists_excludes_condemned: bool = True  # no new reference into a condemned pack
+    inherited_lists_are_tested: bool = True  # what the parent has must exist too, or the file is read again
+    acknowledge_gates_sweep: bool = True  # every live session has taken the condemnation in
+    rescue_before_acknowledging: bool = True  # what a session counts on is rescued before it acknowledges
+    rescue_cancels_only_what_it_names: bool = True  # one pack, one condemnation; not the next gc's
+    grace_by_provider_clock: bool = True  # ages are compared at one provider, never with a machine's clock
+    all_providers_must_answer: bool = True  # in the lists of a gc; the anchor in everybody's
+    fresh_mark_before_sweep: bool = True  # begun after the last acknowledgement
+    fence_silent_sessions: bool = True  # silence alone is no evidence
+    relist_after_fence: bool = True  # snapshots, heartbeats and rescues
+    fence_check_before_report: bool = True  # after the snapshot's put
+    void_until_adopted: bool = True  # a fenced session's snapshot is never latest, never a parent
+    tombstone_before_delete: bool = True  # or a provider back from the dead brings it back
+    tombstone_kept_until_all_listed_without: bool = True  # by every provider of the generation
+    metadata_at_f_plus_1: bool = True  # before the next step of the write order
+    packs_placed_before_index: bool = True  # at all their targets
+    index_before_snapshot: bool = True  # or gc takes the packs for orphans
+    generation_reread_before_commit: bool = True  # a provider replaced in mid-run took copies along
+    one_gc_withdraws: bool = True  # saves work only: each takes the other's condemned packs for lost
+    # Found with this model.
+    facts_reach_the_anchor: bool = True  # f+1 providers, and one that lists at once is among them
+    forget_spares_what_is_read: bool = True  # tombstone, then list sessions; gc needs the body of what is read
+    void_is_still_a_root: bool = True  # a void snapshot may be a reported one
+    rescue_of_a_fenced_session_is_void: bool = True  # for who would take a new reference; gc spares the pack still
+    mark_lists_sessions_last: bool = True  # once more, after the tombstones
+    tombstone_outlives_writer: bool = True  # a writer alive or fenced may yet put the next copy
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ class World:
         self.gone: set[str] = set()  # forget has reported success: may never come back
         self.reading: dict[str, str] = {}  # sid -> the snapshot a live reader was promised
         self.written: dict[str, Snapshot] = {}
-        self.born: dict[str, int] = {}  # snapshot -> faults when its session began
+        self.born: dict[str, int] = {}  # snapshot -> faults before its writer's last look at the config
         self.log: list[str] = []
 
     def new_id(self, kind: str) -> str:
@@ -206,6 +211,8 @@ class World:
 
     def void(self, key: str, snapshot: Snapshot) -> bool:
         return self.fenced(snapshot.sid) and not any(p.has(f"adopt/{key}") for p in self.providers)
+
+    # What a reader may not choose, and who may be fenced.
 
     def fenced_before(self, session: Session, key: str) -> bool:
         """Was the snapshot void already when the session began?"""
@@ -298,7 +305,7 @@ class View:
         }
 
 
-class Session:
+class Session(ABC):
     """What backup, gc, forget and restore share: an id, a clock, storage calls, heartbeats."""
 
     is_gc = False
@@ -312,6 +319,10 @@ class Session:
         self.claims: dict[str, str] = {}  # chunk -> the pack this session counts on
         self.acknowledged: set[str] = set()
         self.condemned: set[str] = set()
+
+    @abstractmethod
+    def run(self) -> Steps:
+        """The whole session, one provider call per step."""
 
     # Storage calls.
 
@@ -333,9 +344,9 @@ class Session:
         enough = COPIES if self.rules.metadata_at_f_plus_1 else 1
         return len(names) >= enough and (not self.rules.facts_reach_the_anchor or "p0" in names)
 
-    def look(self, prefixes: str, view: View | None = None, all_answer: bool = False) -> Steps:
+    def look(self, prefixes: str, all_answer: bool = False) -> Steps:
         """List the prefixes in order at every provider that is up; the anchor, or all of them, must answer."""
-        view = view or View()
+        view = View()
         for prefix in prefixes.split():
             for provider in self.world.providers:
                 while not provider.up and (provider.anchor or all_answer) and self.rules.all_providers_must_answer:
@@ -542,6 +553,11 @@ class Collect(Session):
     """gc: condemn, wait for time and for evidence, mark afresh, rewrite what lives, sweep."""
 
     is_gc = True
+
+    def __init__(self, world: World, clock_skew: int = 0) -> None:
+        super().__init__(world, clock_skew)
+        self.known: set[str] = set()  # sessions listed too early, where the order of condemning is wrong
+        self.early = View()  # snapshots listed too early, where nothing is listed again
 
     def run(self) -> Steps:
         yield from self.declare()

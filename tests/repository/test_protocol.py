@@ -12,7 +12,15 @@ import pytest
 
 from enigma.clock import Clock
 from enigma.config import Config
-from enigma.errors import ConfigError, Locked, ProviderUnavailable, SessionFenced, SnapshotNotFound
+from enigma.errors import (
+    AccessDenied,
+    ConfigError,
+    FormatUnsupported,
+    Locked,
+    ProviderUnavailable,
+    SessionFenced,
+    SnapshotNotFound,
+)
 from enigma.maintenance.verify import Findings, adopt, verify
 from enigma.model.ids import ObjectId
 from enigma.model.records import CondemnRecord, FenceRecord, RescueRecord, SessionRecord, SweptRecord, TombRecord
@@ -411,3 +419,61 @@ def test_a_provider_that_is_silent_at_the_end_fails_nothing(opened: Opened, monk
         with repository.session("backup"):
             monkeypatch.setattr(repository.store, "delete", refuse)
         assert len(repository.store.list(names.SESSIONS)) == 1
+
+
+def test_a_changed_passphrase_is_not_undone_by_a_machine_that_has_the_old_one(
+    opened: Opened, source: Path, config: Config, tmp_path: Path
+) -> None:
+    import dataclasses
+    import shutil
+
+    from enigma.repository.repository import open_repository
+    from tests.repository.conftest import PASSPHRASE, unlock
+
+    other = dataclasses.replace(config, keyfile_path=tmp_path / "other.enc", db_path=tmp_path / "other.db")
+    shutil.copy(config.keyfile_path, other.keyfile_path)
+    with session_of(opened) as (repository, session):
+        repository.change_passphrase(
+            b"another passphrase", old=PASSPHRASE, session_id=session.session_id, allow_weak=False
+        )
+        slots = {key for key in repository.store.list(names.KEYS) if "slot" in key}
+    with open_repository(other, unlock(other), settle=True) as repository, repository.session("backup"):
+        assert {key for key in repository.store.list(names.KEYS) if "slot" in key} == slots
+
+
+def test_a_newer_configuration_is_not_passed_over(opened: Opened, source: Path) -> None:
+    import msgspec
+
+    with opened() as repository:
+        chunker = msgspec.structs.replace(repository.settings.chunker, required=("a better chunker",))
+        newer = msgspec.structs.replace(repository.settings, generation=2, chunker=chunker)
+        repository.store.put(names.config_key(2, ObjectId.random()), newer)
+    with pytest.raises(FormatUnsupported, match="a better chunker"):
+        opened()
+
+
+def test_adoption_changes_no_head(opened: Opened, source: Path) -> None:
+    run_backup(opened, source)
+    run_backup(opened, source)
+    with session_of(opened) as (repository, session):
+        adopt(repository, session, repository.manifest.snapshots()[0])
+    assert problems_of(opened).problems == []
+
+
+def test_a_key_object_of_a_kind_to_come_stops_nobody(opened: Opened, source: Path, config: Config) -> None:
+    (Path(config.providers[0].bucket) / "keys" / ("share-" + "ab" * 16)).write_bytes(b"from the future")
+    assert run_backup(opened, source).read_files == 30
+
+
+def test_a_read_only_provider_can_be_read(opened: Opened, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_backup(opened, source)
+    with opened(settle=False) as repository:
+
+        def refuse(_key: str, _data: bytes) -> list[str]:
+            raise AccessDenied("read-only")
+
+        monkeypatch.setattr(repository.store, "put_bytes", refuse)
+        with repository.session("restore", only_reads=True) as session:
+            session.reading([repository.manifest.snapshots()[0].record.snapshot_id])
+        with pytest.raises(AccessDenied), repository.session("backup"):
+            pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import stat
@@ -288,7 +289,7 @@ def test_parts_in_any_order_make_the_file_and_zero_blocks_stay_holes(root: Path,
     ]
     content = b"".join(blocks) + bytes(source.randrange(4096))
     cuts = sorted({0, len(content), *(source.randrange(len(content)) for _ in range(20))})
-    parts = list(zip(cuts, cuts[1:], strict=False))
+    parts = list(itertools.pairwise(cuts))
     source.shuffle(parts)
     for sparse in (False, True):
         path = b"sparse" if sparse else b"whole"
