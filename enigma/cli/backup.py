@@ -36,10 +36,9 @@ if TYPE_CHECKING:
 
 def run(ctx: Context, args: Args) -> int:
     unlock = unlocking(ctx)
-    from enigma.snapshots.backup import back_up, check_sources
+    from enigma.snapshots.backup import back_up
 
     spec = _spec(ctx, args)
-    check_sources(spec.sources)
     with writing(ctx, "backup", unlock) as (repository, session):
         with ctx.output.progress("backup") as bar:
             result = back_up(repository, session, spec, _Watcher(ctx, bar))

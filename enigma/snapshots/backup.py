@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from enigma import __version__
-from enigma.errors import ProviderError, SourceError
+from enigma.errors import ProviderError
 from enigma.manifest import Snapshot
 from enigma.model.entries import CHUNK_REF_BYTES, Entry, Kind, chunk_refs
 from enigma.model.ids import SnapshotId
@@ -348,10 +348,3 @@ def _length_bytes(content: bytes) -> int:
 
 def _summary(record: SnapshotRecord) -> str:
     return f"{record.file_count} files, {record.content_bytes} bytes, {record.stored_bytes} bytes stored"
-
-
-def check_sources(sources: Iterable[bytes]) -> None:
-    """Raises SourceError for one that is not there."""
-    for source in sources:
-        if not os.path.lexists(source):
-            raise SourceError(f"{os.fsdecode(source)} does not exist; nothing was backed up.")

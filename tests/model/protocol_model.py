@@ -68,6 +68,9 @@ class Rules:
     forget_spares_what_is_read: bool = True  # tombstone, then list sessions; gc needs the body of what is read
     void_is_still_a_root: bool = True  # a void snapshot may be a reported one
     rescue_of_a_fenced_session_is_void: bool = True  # for who would take a new reference; gc spares the pack still
+    fences_listed_after_rescues: bool = True  # or a rescue looks good whose session was fenced just before
+    gc_counts_on_no_condemned_pack: bool = True  # whoever condemned it: a fenced gc may wake and delete it
+    adopt_only_what_stands: bool = True  # every chunk in a good pack, by the fresh mark
     mark_lists_sessions_last: bool = True  # once more, after the tombstones
     tombstone_outlives_writer: bool = True  # a writer alive or fenced may yet put the next copy
 
@@ -455,7 +458,8 @@ class Backup(Session):
         rules = self.rules
         if rules.session_object_first:
             yield from self.declare()
-        view = yield from self.look("snapshots/ index/ gc/ tomb/ packs/ fence/ adopt/")
+        facts = "gc/ fence/" if rules.fences_listed_after_rescues else "fence/ gc/"
+        view = yield from self.look(f"snapshots/ index/ {facts} tomb/ packs/ adopt/")
         self.condemned = view.condemned(rules)
         if not rules.session_object_first:
             yield from self.declare()
@@ -611,9 +615,13 @@ class Collect(Session):
     def live_chunks(self, view: View) -> set[str]:
         return {chunk for k in self.roots(view) for chunk in view.body[k].chunks}
 
+    def lost(self, view: View) -> set[str]:
+        """Packs that some gc, dead or alive, may delete."""
+        return view.condemned(self.rules) if self.rules.gc_counts_on_no_condemned_pack else set()
+
     def victims(self, view: View) -> set[str]:
         """Packs that are unindexed, or hold something dead, or only what other kept packs hold too."""
-        self.condemned = view.condemned(self.rules)
+        self.condemned = self.lost(view)
         alive, live, kept = set(view.heartbeats()), self.live_chunks(view), set[str]()
         packs, good, victims = sorted(view.standing("packs/").items()), self.good_packs(view), set[str]()
         self.world.rng.shuffle(packs)
@@ -650,7 +658,7 @@ class Collect(Session):
         view = (yield from self.survey()) if self.rules.fresh_mark_before_sweep else old
         if not self.rules.relist_after_fence:
             view.body = {k: b for k, b in view.body.items() if not k.startswith("snapshots/") or k in self.early.body}
-        self.condemned = view.condemned(self.rules) | condemn.packs
+        self.condemned = self.lost(view) | condemn.packs
         rescued = {r.pack for r in view.standing("gc/rescue").values() if r.condemn == condemn.id}
         doomed = (condemn.packs & set(view.body)) - rescued
         safe = yield from self.rewrite(view)
@@ -677,7 +685,7 @@ class Collect(Session):
     def adopt(self, view: View, safe: set[str]) -> Steps:
         """A fenced session's snapshot whose every chunk stands is as good as any."""
         for key, snapshot in view.standing("snapshots/").items():
-            if view.void(key) and snapshot.chunks <= safe:
+            if view.void(key) and (snapshot.chunks <= safe or not self.rules.adopt_only_what_stands):
                 yield from self.put(f"adopt/{key}", key)
 
     def tidy(self, view: View) -> Steps:

@@ -116,6 +116,7 @@ class Straight(Random):
 
     order = (0, 1, 2)
     mid_run_heartbeats = False
+    newest_first = False
     count = 0
 
     def sample(self, population, k, *, counts=None):  # type: ignore[no-untyped-def]
@@ -132,7 +133,7 @@ class Straight(Random):
         return self.count
 
     def shuffle(self, x) -> None:  # type: ignore[no-untyped-def]
-        pass
+        x.sort(reverse=self.newest_first)
 
 
 class Stage:
@@ -443,6 +444,48 @@ def rescue_of_a_fenced_session_is_void(s: Stage) -> None:
     s.run(late)
 
 
+def fences_listed_after_rescues(s: Stage) -> None:
+    """As above, but the fence comes after the new backup's list of fences and the rescue before its list of rescues."""
+    s.forgotten("a")
+    zombie = s.enter(s.backup("a"))
+    s.run(zombie, LISTED)
+    gc = s.enter(Collect(s.world))
+    s.run(gc, ROUND, 2)
+    s.sleep(500)
+    s.run(gc, ROUND)
+    late = s.enter(s.backup("a"))
+    s.run(late, "list fence/ at p2")
+    s.run(gc, "put fence", 2)
+    s.run(gc, "list packs/ at p2")
+    s.run(gc, "list sessions/ at p2")
+    s.run(zombie, "put sessions", 2)
+    s.run(late, LISTED)
+    s.run(gc)
+    s.run(late)
+
+
+def gc_counts_on_no_condemned_pack(s: Stage) -> None:
+    """A chunk is stored twice; a gc falls asleep just before it deletes one copy, another gc finds the other copy."""
+    twin = s.enter(s.backup("a"))
+    s.run(twin, LISTED)
+    s.snapshot("a")
+    s.run(twin)
+    asleep = s.enter(Collect(s.world))
+    s.run(asleep, ROUND, 2)
+    s.sleep(50)
+    s.run(asleep, "list packs/ at p2")
+    s.run(asleep, "list sessions/ at p2")
+    s.sleep(500)
+    s.chance.newest_first = True
+    s.play(Collect(s.world))
+    s.run(asleep)
+
+
+def adopt_only_what_stands(s: Stage) -> None:
+    a_laptop_sleeps_before_its_commit(s)
+    s.play(Collect(s.world))
+
+
 def mark_lists_sessions_last(s: Stage) -> None:
     """A reader names a snapshot after gc listed sessions; the snapshot is forgotten before gc lists tombstones."""
     s.forgotten("ab")
@@ -498,6 +541,9 @@ SCHEDULES: dict[str, Callable[[Stage], None]] = {
     "forget_spares_what_is_read": a_forgotten_snapshot_is_being_read,
     "void_is_still_a_root": reported_then_crashed,
     "rescue_of_a_fenced_session_is_void": rescue_of_a_fenced_session_is_void,
+    "fences_listed_after_rescues": fences_listed_after_rescues,
+    "gc_counts_on_no_condemned_pack": gc_counts_on_no_condemned_pack,
+    "adopt_only_what_stands": adopt_only_what_stands,
     "mark_lists_sessions_last": mark_lists_sessions_last,
     "tombstone_outlives_writer": tombstone_outlives_writer,
 }
@@ -580,6 +626,23 @@ def test_what_a_crashed_backup_left_is_swept() -> None:
     s.play(Collect(s.world))  # takes it for dead
     s.play(Collect(s.world))  # and its packs for orphans
     assert not packs(s)
+
+
+def test_gc_leaves_a_forgotten_snapshot_that_is_being_read_and_deletes_it_later() -> None:
+    s = Stage(Rules())
+    key = s.snapshot("a")
+    reader = s.enter(Restore(s.world))
+    s.run(reader, "list gc/ at p0")
+    s.play(Forget(s.world, key))
+    gc = s.enter(Collect(s.world))
+    s.run(gc, ROUND, 2)
+    s.run(reader, "put sessions", 2)
+    s.run(gc)
+    assert key in s.world.everywhere("snapshots/")
+    s.run(reader)
+    s.play(Collect(s.world))
+    s.play(Collect(s.world))
+    assert not s.world.everywhere("snapshots/") and not packs(s)
 
 
 def test_a_tombstone_goes_when_the_object_is_listed_nowhere() -> None:
