@@ -251,8 +251,8 @@ class Floor:
         self.placing -= 1
         self._writes.give_back(slot)
         self._owner.stored(pack)
-        for at in range(0, len(pack.records), RECORD_BYTES):
-            self._pending.discard(pack.records[at : at + 32])
+        records = pack.records
+        self._pending.difference_update([records[at : at + 32] for at in range(0, len(records), RECORD_BYTES)])
 
     # ---- ranges on their way in
 

@@ -153,10 +153,7 @@ class WorkerPool:
         self._selector.modify(link.socket, events, worker)
 
     def _read(self, link: _Link) -> Any:
-        try:
-            packet = link.socket.recv(MESSAGE_LIMIT_BYTES)
-        except ConnectionResetError:
-            packet = b""
+        packet = _receive(link.socket)
         if not packet:
             raise WorkerDied(link.process.pid, link.process.wait())
         message = decode(packet)
@@ -197,6 +194,18 @@ class _InlinePort:
         self.ask = ask
         self.slot = ring.slot
         self.send = arrived.append
+
+
+def _receive(link: socket.socket) -> bytes:
+    """The next packet, empty at the end. A worker that died with jobs unread resets the link: that error comes before
+    its last words, which may say why it died.
+    """
+    for _ in range(2):
+        try:
+            return link.recv(MESSAGE_LIMIT_BYTES)
+        except ConnectionResetError:
+            continue
+    return b""
 
 
 def _command(link_fileno: int, ring_fileno: int) -> list[str]:

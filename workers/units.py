@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from workers.messages import Batch, Cut, Done, FileFacts, Segment, Window
@@ -20,25 +19,22 @@ from workers.plan import BATCH_FILES, BATCH_PATHS_BYTES, INLINE_BYTES, INLINE_FI
 PLACES_LIMIT = 8192
 
 
-@dataclass(frozen=True, slots=True)
-class FileItem:
-    """A regular file to read. `tag` comes back with its events."""
+class FileItem(NamedTuple):
+    """A regular file to read. `tag` comes back with its events. (A tuple: one is made for each of a million files.)"""
 
     path: bytes
     size_bytes: int
     tag: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class StreamItem:
+class StreamItem(NamedTuple):
     """Bytes from `readinto`, which returns 0 at their end and may raise."""
 
     readinto: Callable[[memoryview], int]
     tag: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class ReadyItem:
+class ReadyItem(NamedTuple):
     """Nothing to do; keeps its place in the order."""
 
     tag: Any = None
@@ -64,7 +60,7 @@ class Place:
 
     def __init__(self, tag: Any) -> None:
         self.tag = tag
-        self.events: deque[Written] = deque()
+        self.events: list[Written] = []  # seldom more than one
 
     def piece(self, content: bytes) -> None:
         self.events.append(Written(self.tag, content, None, False))
@@ -143,7 +139,7 @@ class Order:
     def finished(self) -> Iterator[Written]:
         """Events from the head of the queue, in order."""
         while self._places and self._places[0].events:
-            event = self._places[0].events.popleft()
+            event = self._places[0].events.pop(0)
             if event.last:
                 self._places.popleft()
             yield event

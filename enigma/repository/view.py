@@ -1,12 +1,15 @@
 """The manifest as a view of what the providers hold, brought up to date by listing. FORMAT.md, "Sessions and deletion".
 
-Order matters. Snapshots are listed before indexes: a snapshot seen has all its packs indexed already, so what is
-listed later can only be more. Tombstones are subtracted from everything: a provider back from the dead shows objects
-that were deleted on purpose. Packs are listed last; an indexed pack that no listing shows is not believed in.
+Order matters, and tests/model shows what each step would lose elsewhere: snapshots, indexes, gc facts, fences, tombstones,
+packs. A snapshot seen has all its packs indexed already, so what is listed later can only be more. A rescue looks good
+whose session was fenced just before, so fences come after rescues. Tombstones are subtracted from everything: a
+provider back from the dead shows objects that were deleted on purpose. An indexed pack that no listing shows is not
+believed in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -60,11 +63,14 @@ class View:
     def refresh(self, *, list_packs: bool = True) -> Refreshed:
         """Bring the manifest up to date. Raises ProviderError if no provider answers."""
         self._problems = []
-        entombed = self._read_tombs()
+        snapshots = self._store.list(names.SNAPSHOTS).keys()
+        indexes = {pack_set: self._store.list(names.indexes_prefix(pack_set)).keys() for pack_set in BACKUP_SETS}
+        self._read_facts()
         fenced = self._fenced()
-        self._refresh_snapshots(entombed, fenced)
-        for pack_set in BACKUP_SETS:
-            self._refresh_indexes(pack_set, entombed)
+        entombed = self._read_tombs()
+        self._refresh_snapshots(snapshots - entombed, entombed, fenced)
+        for pack_set, keys in indexes.items():
+            self._refresh_indexes(pack_set, keys - entombed, entombed)
         facts = self.gc_facts(fenced)
         if list_packs:
             for pack_set in BACKUP_SETS:
@@ -77,7 +83,6 @@ class View:
 
         The rescue of a fenced session counts for nothing: the session is taken for dead, and so is what it needs.
         """
-        self._read_facts()
         condemned: dict[bytes, set[bytes]] = {}
         for record in self._facts.values():
             if isinstance(record, CondemnRecord):
@@ -128,8 +133,7 @@ class View:
             if record is not None:
                 self._facts[key] = record
 
-    def _refresh_snapshots(self, entombed: frozenset[str], fenced: frozenset[bytes]) -> None:
-        listed = self._store.list(names.SNAPSHOTS).keys() - entombed
+    def _refresh_snapshots(self, listed: Set[str], entombed: frozenset[str], fenced: frozenset[bytes]) -> None:
         held = {names.snapshot_key(row.object_id): row for row in self._manifest.snapshots()}
         for key in held.keys() - listed:
             if key in entombed:
@@ -146,8 +150,7 @@ class View:
             if not row.void and row.record.session_id in fenced:
                 self._manifest.put_snapshot(row.object_id, row.record, void=True)
 
-    def _refresh_indexes(self, pack_set: PackSet, entombed: frozenset[str]) -> None:
-        listed = self._store.list(names.indexes_prefix(pack_set)).keys() - entombed
+    def _refresh_indexes(self, pack_set: PackSet, listed: Set[str], entombed: frozenset[str]) -> None:
         held = {names.index_key(pack_set, index_id) for index_id in self._manifest.index_ids(pack_set)}
         for key in held - listed:
             self._manifest.drop_index(names.object_id_of(key))

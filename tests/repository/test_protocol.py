@@ -302,7 +302,7 @@ def test_checkpoints_are_parents_and_never_latest(opened: Opened, source: Path) 
 
         def entry(self, inherited_bytes: int) -> None:
             self.entries += 1
-            if self.entries == 25:
+            if self.entries == 29:
                 raise Stop
 
     with opened() as repository, repository.session("backup") as session, pytest.raises(Stop):
