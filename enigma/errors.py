@@ -71,6 +71,12 @@ class Locked(EnigmaError):
     exit_status = EXIT_LOCKED
 
 
+class StateError(EnigmaError):
+    """The place of the manifest and the lock can't be written."""
+
+    code = "state"
+
+
 class SnapshotNotFound(EnigmaError):
     """No snapshot matches, or the prefix is ambiguous."""
 

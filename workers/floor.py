@@ -159,9 +159,9 @@ class Floor:
                 self._done(message)
             case Flushed():
                 self._flushing -= 1
-            case ReadDone(job, errors, warnings):
+            case ReadDone(job, errors, unwritten, warnings):
                 unit = self._over(job)
-                unit.over(Opened(unit.request, errors, warnings, None))
+                unit.over(Opened(unit.request, errors, unwritten, warnings, None))
             case CheckDone(job, errors, records_sha256):
                 unit = self._over(job)
                 unit.over(Checked(unit.request, errors, records_sha256, None))
@@ -273,7 +273,7 @@ class Floor:
         whose = (request.pack_id, request.pack_set, request.key_id)
         if isinstance(request, RangeRead):
             if error is not None:
-                unit.over(Opened(request, (), (), error))
+                unit.over(Opened(request, (), (), (), error))
             else:
                 self.enqueue(Read(0, slot, request.offset, *whose, request.blobs), unit)
         elif error is not None:

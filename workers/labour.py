@@ -33,7 +33,6 @@ from workers.messages import (
     Flush,
     Flushed,
     Read,
-    ReadDone,
     Segment,
     Window,
     split_facts,
@@ -149,8 +148,7 @@ class Labour:
         self._port.send(Flushed())
 
     def _read(self, job: Read) -> None:
-        errors, warnings = self._opener.open_blobs(job, self._port.slot(job.slot))
-        self._port.send(ReadDone(job.job, errors, warnings))
+        self._port.send(self._opener.open_blobs(job, self._port.slot(job.slot)))
 
     def _check(self, job: Check) -> None:
         errors, records_sha256 = self._opener.check_pack(job, self._port.slot(job.slot))

@@ -178,10 +178,11 @@ class Flushed(NamedTuple):
 
 
 class ReadDone(NamedTuple):
-    """(index of the blob, what is wrong with it), empty when all is well; warnings about attributes."""
+    """What is wrong with a blob, by its index; what could not be written, by blob and target; warnings."""
 
     job: int
     errors: tuple[tuple[int, str], ...]
+    unwritten: tuple[tuple[int, int, str], ...]
     warnings: tuple[str, ...]
 
 

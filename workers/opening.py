@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 from workers.compression import ENCODING_RAW, ENCODING_ZSTD, Decompressor
 from workers.errors import NEEDS_NEWER, FormatNewer, SealBroken
-from workers.messages import Check, Finish, Read, Target
+from workers.messages import Check, Finish, Read, ReadDone, Target
 from workers.objects import Header, ObjectType, PackSet
 from workers.packs import HASH_SHA256, TRAILER_BYTES, BlobRecord, PackReader, Trailer, check_pack_ends, iter_records
 from workers.plan import EnginePlan
@@ -80,24 +80,27 @@ class Opener:
         self._blobs: BlobOpener | None = None
         self._tree: TargetTree | None = None
 
-    def open_blobs(self, job: Read, memory: memoryview) -> tuple[tuple[tuple[int, str], ...], tuple[str, ...]]:
-        """((index, what is wrong) of each bad blob, warnings). A bad blob does not stop the others."""
+    def open_blobs(self, job: Read, memory: memoryview) -> ReadDone:
+        """Open each blob and write it to each of its targets; what fails stops nothing else."""
         errors: list[tuple[int, str]] = []
+        unwritten: list[tuple[int, int, str]] = []
         warnings: list[str] = []
         for index, (record, targets) in enumerate(job.blobs):
             at = record.offset - job.base
             try:
                 sealed = memory[at : at + record.stored_bytes]
                 plain = self._opener().open(job.pack_id, job.pack_set, job.key_id, record, sealed)
-                for target in targets:
-                    warnings += self._write(target, plain)
             except (SealBroken, FormatNewer) as exc:
                 errors.append((index, str(exc)))
-            except UnsafeTarget as exc:
-                errors.append((index, f"can't be written: {exc}"))
-            except OSError as exc:
-                errors.append((index, f"can't be written: {exc.strerror or exc}"))
-        return tuple(errors), tuple(warnings)
+                continue
+            for number, target in enumerate(targets):
+                try:
+                    warnings += self._write(target, plain)
+                except UnsafeTarget as exc:
+                    unwritten.append((index, number, str(exc)))
+                except OSError as exc:
+                    unwritten.append((index, number, exc.strerror or str(exc)))
+        return ReadDone(job.job, tuple(errors), tuple(unwritten), tuple(warnings))
 
     def check_pack(self, job: Check, memory: memoryview) -> tuple[tuple[str, ...], bytes]:
         """(what is wrong, SHA-256 of the table's records). Reads every byte: no flipped bit anywhere stays unseen."""

@@ -35,10 +35,15 @@ class RangeRead:
 
 
 class Opened(NamedTuple):
-    """A range was read: (index of a blob, what is wrong with it), warnings; `failure` if the range never arrived."""
+    """A range was read. `failure` is set if it never arrived.
+
+    errors     (index of a blob, what is wrong with it)
+    unwritten  (index of a blob, number of its target, why it could not be written)
+    """
 
     request: RangeRead
     errors: tuple[tuple[int, str], ...]
+    unwritten: tuple[tuple[int, int, str], ...]
     warnings: tuple[str, ...]
     failure: BaseException | None
 

@@ -28,7 +28,7 @@ def run(ctx: Context, args: Args) -> int:
             counts[change.mark] += 1
             grown_bytes += change.grown_bytes
             ctx.output.result(
-                f"{change.mark} {path_text(change.path)}",
+                f"{change.mark} {ctx.output.name(change.path)}",
                 {"change": change.mark, "path": path_text(change.path), "grown_bytes": change.grown_bytes},
             )
     sign = "-" if grown_bytes < 0 else "+"

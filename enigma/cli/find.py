@@ -33,7 +33,7 @@ def run(ctx: Context, args: Args) -> int:
             for entry in selected(repository, snapshot, selection):
                 count += 1
                 ctx.output.result(
-                    f"{name[:8]}  {entry.size:>14,}  {local_time(entry.mtime_ns)}  {path_text(entry.path)}",
+                    f"{name[:8]}  {entry.size:>14,}  {local_time(entry.mtime_ns)}  {ctx.output.name(entry.path)}",
                     {"snapshot": name, "path": path_text(entry.path), "size": entry.size, "mtime_ns": entry.mtime_ns},
                 )
     if not count:

@@ -31,11 +31,12 @@ def run(ctx: Context, args: Args) -> int:
         session.reading([snapshot.record.snapshot_id])
         selection = Selection.from_options(path=args["<path>"], globs=())
         for entry in selected(repository, snapshot, selection):
-            ctx.output.result(_line(entry) if args["--long"] else path_text(entry.path or b"."), _record(entry))
+            name = ctx.output.name(entry.path or b".")
+            ctx.output.result(_line(entry, name) if args["--long"] else name, _record(entry))
     return EXIT_DONE
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: Entry, name: str) -> str:
     import stat
 
     from enigma.model.entries import Kind
@@ -45,7 +46,7 @@ def _line(entry: Entry) -> str:
     owner = f"{entry.user or entry.uid}:{entry.group or entry.gid}"
     arrow = f" -> {path_text(entry.link)}" if entry.link else ""
     when = local_time(entry.mtime_ns)
-    return f"{mode}  {owner:<16} {entry.size:>14,}  {when}  {path_text(entry.path or b'.')}{arrow}"
+    return f"{mode}  {owner:<16} {entry.size:>14,}  {when}  {name}{arrow}"
 
 
 def _record(entry: Entry) -> dict[str, object]:

@@ -228,7 +228,8 @@ def _merge(before: Args, after: Args, *, own: frozenset[str]) -> GlobalOptions:
     """Global options from both sides of the command's name; the later one wins, except where the command owns it."""
 
     def given(flag: str) -> Any:
-        return (flag not in own and after.get(flag)) or before[flag]
+        later = after.get(flag) if flag not in own else None
+        return before[flag] if later is None or later is False else later
 
     return GlobalOptions(
         config_dir=given("--config-dir"),

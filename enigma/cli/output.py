@@ -143,6 +143,11 @@ class Output:
         else:
             self._line(self.stdout, text)
 
+    def name(self, name: bytes) -> str:
+        """A stored name for a line of its own: on a terminal a line feed in it is shown, and does not break the line."""
+        text = path_text(name)
+        return text.replace("\n", "\\n") if self.stdout.isatty() else text
+
     def note(self, text: str) -> None:
         """What happens on the way and what it came to; a person may not want it, a program never does."""
         if not self.json and not self.quiet:

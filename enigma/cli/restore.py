@@ -94,7 +94,7 @@ def _list(ctx: Context, repository: Repository, snapshot: Snapshot, selection: S
 
     for entry in selected(repository, snapshot, selection):
         if entry.path:
-            ctx.output.result(path_text(entry.path), {"path": path_text(entry.path), "size": entry.size})
+            ctx.output.result(ctx.output.name(entry.path), {"path": path_text(entry.path), "size": entry.size})
     return EXIT_DONE
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from enigma.errors import EnigmaError, IntegrityError, ObjectMissing, ProviderError
+from enigma.errors import EnigmaError, FormatUnsupported, IntegrityError, KeyringError, ObjectMissing, ProviderError
 from enigma.manifest import Pack, PackState, Snapshot
 from enigma.model.entries import Kind
 from enigma.model.ids import ObjectId
@@ -226,7 +226,7 @@ class _Verify:
                 if len(questions) >= CHUNKS_PER_QUESTION:
                     self._check_chunks(snapshot, questions)
                     questions = []
-        except (IntegrityError, ProviderError) as exc:
+        except (IntegrityError, FormatUnsupported, KeyringError, ProviderError) as exc:
             self._damaged(snapshot, f"its catalog can't be read whole: {exc}")
         self._check_chunks(snapshot, questions)
 

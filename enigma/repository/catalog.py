@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 import xxhash
 
-from enigma.errors import EnigmaError, FormatUnsupported, IntegrityError, ObjectCorrupt, ProviderError
+from enigma.errors import EnigmaError, FormatUnsupported, IntegrityError, KeyringError, ObjectCorrupt, ProviderError
 from enigma.model.entries import CHUNK_REF_BYTES, Entry, path_key
 
 LEAF_MASK = 0x1FF  # one path in 512 ends a leaf
@@ -240,7 +240,7 @@ class CatalogReader:
     def _tolerant(self, read: Callable[[Child], list[T]], child: Child) -> list[T]:
         try:
             return read(child)
-        except (IntegrityError, FormatUnsupported, ProviderError) as exc:
+        except (IntegrityError, FormatUnsupported, KeyringError, ProviderError) as exc:
             if self._on_damage is None:
                 raise
             self._on_damage(exc)

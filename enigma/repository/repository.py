@@ -31,6 +31,7 @@ from enigma.errors import (
     ProviderUnavailable,
     RepositoryExists,
     RepositoryNotFound,
+    StateError,
 )
 from enigma.keys.local import LocalKeystore, best_copy
 from enigma.manifest import Manifest, Snapshot
@@ -173,7 +174,9 @@ class Repository:
             reason=reason,
             heads=heads(self.manifest),
         )
-        self.store.put_everywhere(names.tomb_key(ObjectId.random()), tomb)
+        tomb_key = names.tomb_key(ObjectId.random())
+        self.store.put_everywhere(tomb_key, tomb)
+        self.manifest.put_tombstone(tomb_key, tomb)
 
     def _pack_target_bytes(self, pack_set: PackSet) -> int:
         if pack_set is PackSet.CATALOG:
@@ -396,8 +399,11 @@ def recover_keystore(config: Config, passphrase: Callable[[], bytes]) -> None:
 def exclusive(config: Config) -> Iterator[None]:
     """One writer per configuration directory. Raises Locked, which names the other process."""
     path = config.db_path.with_suffix(".lock")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise StateError(f"Can't write {path}: {exc.strerror}; Enigma keeps its manifest and its lock there.") from exc
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -459,7 +465,7 @@ def _recognised(
         return fresh
     named = [one for one in current.providers if one.name == settings.name]
     placed = [one for one in current.providers if (one.type, one.bucket) == (settings.type, settings.bucket)]
-    for one in placed or named:
+    for one in placed or named or (current.providers if len(current.providers) == 1 else ()):
         return _Place(settings, provider, ProviderId(one.provider_id), ours=True, marked=False)
     return fresh
 

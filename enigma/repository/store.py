@@ -170,10 +170,12 @@ def marker_bytes(repository_id: RepositoryId, provider_id: ProviderId) -> bytes:
 def read_marker(provider: Provider) -> tuple[RepositoryId, ProviderId]:
     """Whose prefix this is. Raises ObjectMissing if nobody's yet, ObjectCorrupt if the marker is damaged."""
     data = fetch(provider, names.MARKER, limit_bytes=4096)
+    if data[-CHECKSUM_BYTES:] != checksum(data[:-CHECKSUM_BYTES]):
+        raise ObjectCorrupt(f"The marker of provider {provider.name} fails its checksum.")
     try:
         header = Header.decode(data)
-        if header.object_type is not ObjectType.MARKER or data[-CHECKSUM_BYTES:] != checksum(data[:-CHECKSUM_BYTES]):
-            raise SealBroken("fails its checksum")
+        if header.object_type is not ObjectType.MARKER:
+            raise SealBroken("is another object")
     except SealBroken as exc:
         raise ObjectCorrupt(f"The marker of provider {provider.name} {exc}.") from exc
     except FormatNewer as exc:

@@ -9,11 +9,11 @@ believed in.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TypeVar
 
-from enigma.errors import FormatUnsupported, IntegrityError, ObjectMissing
+from enigma.errors import FormatUnsupported, IntegrityError, KeyringError, ObjectMissing
 from enigma.manifest import Manifest
 from enigma.model.ids import PackId
 from enigma.model.records import (
@@ -133,7 +133,7 @@ class View:
             if record is not None:
                 self._facts[key] = record
 
-    def _refresh_snapshots(self, listed: Set[str], entombed: frozenset[str], fenced: frozenset[bytes]) -> None:
+    def _refresh_snapshots(self, listed: AbstractSet[str], entombed: frozenset[str], fenced: frozenset[bytes]) -> None:
         held = {names.snapshot_key(row.object_id): row for row in self._manifest.snapshots()}
         for key in held.keys() - listed:
             if key in entombed:
@@ -150,7 +150,7 @@ class View:
             if not row.void and row.record.session_id in fenced:
                 self._manifest.put_snapshot(row.object_id, row.record, void=True)
 
-    def _refresh_indexes(self, pack_set: PackSet, listed: Set[str], entombed: frozenset[str]) -> None:
+    def _refresh_indexes(self, pack_set: PackSet, listed: AbstractSet[str], entombed: frozenset[str]) -> None:
         held = {names.index_key(pack_set, index_id) for index_id in self._manifest.index_ids(pack_set)}
         for key in held - listed:
             self._manifest.drop_index(names.object_id_of(key))
@@ -180,6 +180,6 @@ class View:
             return self._store.get(key, kind)
         except ObjectMissing:
             return None
-        except (IntegrityError, FormatUnsupported) as exc:
+        except (IntegrityError, FormatUnsupported, KeyringError) as exc:
             self._problems.append(str(exc))
             return None

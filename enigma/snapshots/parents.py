@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from enigma.errors import FormatUnsupported, IntegrityError, ProviderError
+from enigma.errors import FormatUnsupported, IntegrityError, KeyringError, ProviderError
 from enigma.manifest import Snapshot
 from enigma.model.entries import FLAG_RACY, Entry, Kind, chunk_refs, path_key
 from enigma.repository.catalog import CatalogReader, Origin, content_refs, list_blobs
@@ -97,7 +97,7 @@ class Parents:
                 if len(leaf) == origin.leaf.entry_count:
                     yield from self._judged(leaf)
                     leaf = []
-        except (IntegrityError, FormatUnsupported, ProviderError) as exc:
+        except (IntegrityError, FormatUnsupported, KeyringError, ProviderError) as exc:
             self._warn(f"the parent snapshot is damaged, so the files that follow are read again: {exc}")
 
     def _judged(self, leaf: list[tuple[Entry, Origin]]) -> Iterator[ParentEntry]:

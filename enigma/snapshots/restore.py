@@ -235,17 +235,18 @@ class _Restore:
         if opened.failure is not None and not isinstance(opened.failure, EnigmaError):
             raise opened.failure
         bad = dict(opened.errors)
+        unwritten = {(index, number): why for index, number, why in opened.unwritten}
         self._done.warnings += len(opened.warnings)
         for warning in opened.warnings:
             self._observer.warn(b"", warning)
         for index, (record, targets) in enumerate(opened.request.blobs):
-            for target in targets:
-                if opened.failure is None and index not in bad:
-                    self._part_done(target.path)
-                elif bad.get(index, "").startswith("can't be written"):
-                    self._fail_part(target.path, bad[index])
-                else:
+            for number, target in enumerate(targets):
+                if opened.failure is not None or index in bad:
                     self._retry.append((record.chunk_id, record.plain_bytes, target))
+                elif (index, number) in unwritten:
+                    self._fail_part(target.path, f"can't be written: {unwritten[index, number]}")
+                else:
+                    self._part_done(target.path)
 
     def _lost(self, chunk_id: bytes, target: Target | None) -> None:
         if target is not None:

@@ -74,6 +74,15 @@ def test_done_is_0_with_a_quiet_stderr(program, data, tmp_path) -> None:
         assert program.run(*args).expect(0).stderr == "", args
 
 
+def test_provider_added_to_a_healthy_repository_leaves_it_healthy(program, data, tmp_path) -> None:
+    program.backup(data)
+    (tmp_path / "second").mkdir()
+    with (program.config / "enigma.toml").open("a") as toml:
+        toml.write(f'\n[[providers]]\nname = "second"\ntype = "Local"\nbucket = "{tmp_path}/second"\n')
+    program.backup(data)
+    program.verify()
+
+
 # ---- 1
 
 

@@ -8,7 +8,9 @@ An existing version is written again only with --force, and only before it was e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -18,9 +20,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import xxhash
+
+from enigma.repository.catalog import LEAF_MASK
 from workers.objects import FORMAT_VERSION
 
 PASSPHRASE = "golden passphrase"
+FIRST_PASSPHRASE = "the passphrase before it"
+LEAF_ENDS = 3  # names that end a leaf of the catalog, so that there is a node above
 HERE = Path(__file__).parent
 
 
@@ -39,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 
 def make(work: Path) -> list[dict[str, object]]:
-    """Two snapshots, compressed and raw, small packs of both sets, a rotated key, a buried slot."""
+    """Two snapshots, compressed and raw, packs of both sets, nodes and leaves, a rotated key, a buried slot."""
     tree = work / "tree"
     fill(tree)
     config = work / "config"
@@ -48,9 +55,11 @@ def make(work: Path) -> list[dict[str, object]]:
         f'[enigma]\n[enigma.chunk_strategy.Cdc]\ntarget_size = 65536\n[[providers]]\nname = "local"\ntype = "Local"\n'
         f'bucket = "{work / "store"}"\n'
     )
-    run(config, "init")
-    run(config, "backup", str(tree), "--tag", "first")
-    run(config, "key", "rotate")
+    run(config, "init", passphrase=FIRST_PASSPHRASE)
+    run(config, "backup", str(tree), "--tag", "first", passphrase=FIRST_PASSPHRASE)
+    run(config, "key", "rotate", passphrase=FIRST_PASSPHRASE)
+    (work / "passphrase").write_text(PASSPHRASE)
+    run(config, "key", "passphrase", f"--new-passphrase-file={work / 'passphrase'}", passphrase=FIRST_PASSPHRASE)
     (tree / "text").write_text("a second version\n" * 500)
     (tree / "new").write_bytes(random.Random(9).randbytes(1000))
     run(config, "backup", str(tree), "--tag", "second")
@@ -81,12 +90,24 @@ def fill(tree: Path) -> None:
     (tree / "line\nbreak").write_bytes(b"name")
     (tree / "dir" / "private").write_bytes(b"private")
     (tree / "dir" / "private").chmod(0o4750)
+    for name in leaf_ends():
+        (tree / name).write_text(name)
+    with contextlib.suppress(OSError):  # a file system may have none
+        os.setxattr(tree / "text", "user.comment", b"\0\xff")
     for path in sorted(tree.rglob("*"), reverse=True):
         os.utime(path, ns=(1_600_000_000_123_456_789, 1_600_000_000_123_456_789), follow_symlinks=False)
 
 
+def leaf_ends() -> list[str]:
+    """The first names by which a leaf of the catalog ends."""
+    names = (f"end {number}" for number in itertools.count())
+    return list(
+        itertools.islice((name for name in names if xxhash.xxh3_64_intdigest(name) & LEAF_MASK == 0), LEAF_ENDS)
+    )
+
+
 def listing(root: Path) -> list[dict[str, object]]:
-    """What must come out: path, mode, size, time, and a hash of content or target."""
+    """What must come out: path, mode, size, time, attributes, and a hash of content or target."""
     return [described(path, root) for path in sorted(root.rglob("*"), key=os.fsencode)]
 
 
@@ -99,13 +120,23 @@ def described(path: Path, root: Path) -> dict[str, object]:
         found |= {"size": info.st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         found["mtime_ns"] = info.st_mtime_ns
         found["links"] = info.st_nlink
+        found["xattrs"] = {name: os.getxattr(path, name).hex() for name in xattrs_of(path)}
     return found
 
 
-def run(config: Path, *arguments: str) -> str:
+def xattrs_of(path: Path) -> list[str]:
+    """User attributes; none where the file system has none."""
+    try:
+        return sorted(name for name in os.listxattr(path) if name.startswith("user."))
+    except OSError:
+        return []
+
+
+def run(config: Path, *arguments: str, passphrase: str = PASSPHRASE) -> str:
+    """What the program prints. Raises RuntimeError unless it ends with 0."""
     done = subprocess.run(
         [sys.executable, "-m", "enigma", "--config-dir", str(config), *arguments],
-        env={**os.environ, "ENIGMA_PASSPHRASE": PASSPHRASE},
+        env={**os.environ, "ENIGMA_PASSPHRASE": passphrase},
         capture_output=True,
         text=True,
         check=False,

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import mmap
 import random
 from collections.abc import Callable
 from functools import partial
+from typing import Any, get_args, get_origin
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enigma.errors import EnigmaError
+from enigma.errors import ChunkMissing, EnigmaError
+from enigma.keys import slots
+from enigma.keys.kdf import KdfParams
+from enigma.keys.local import MLKEM_MAGIC, _read_mlkem
 from enigma.model import records
 from enigma.model.entries import Entry, Kind
+from enigma.model.ids import KeyId, RepositoryId
 from enigma.providers.memory import MemoryProvider
 from enigma.repository import names
-from enigma.repository.catalog import CatalogReader, Root, content_refs, list_blobs
+from enigma.repository.catalog import CatalogReader, CatalogWriter, ChunkListWriter, Root, content_refs, list_blobs
 from enigma.repository.store import read_marker
 from tests.engine.owner import DATA_KEY, KEY_ID, REPOSITORY_ID
 from workers.compression import Decompressor, compress_small, decompress_small
 from workers.errors import EngineError, SealBroken
 from workers.messages import Check
-from workers.objects import Header, ObjectType, PackSet, check_whole, open_object, seal_object
+from workers.objects import Header, ObjectType, PackSet, check_whole, checksum, open_object, seal_object
 from workers.opening import BlobOpener
 from workers.packs import (
     RECORD_BYTES,
@@ -262,3 +270,175 @@ def test_foreign_names_are_left_alone(name: str) -> None:
         survives(lambda: names.object_id_of(name))
         survives(lambda: names.type_of(name))
         survives(lambda: names.generation_of(name))
+
+
+# ---- valid bytes, mutated
+
+
+def sample(annotation: Any) -> Any:
+    """Some value of a record's field, by its type."""
+    if isinstance(annotation, type) and issubclass(annotation, records.Record):
+        return annotation(**{field.name: sample(field.type) for field in msgspec.structs.fields(annotation)})
+    plain: dict[Any, Any] = {bytes: ID, int: 7, str: "text", bool: True, float: 0.5}
+    if annotation in plain:
+        return plain[annotation]
+    if get_origin(annotation) is tuple:
+        inner = get_args(annotation)[0]
+        return () if inner is str else (sample(inner), sample(inner))
+    return {}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@given(seed=st.integers(0, 10**9))
+@settings(max_examples=100)
+def test_a_mutated_record_is_a_record_or_refused(kind: type[records.Record], seed: int) -> None:
+    whole = records.encode(sample(kind))
+    assert records.encode(records.decode(kind, whole, "some/key")) == whole
+    survives(lambda: records.decode(kind, mutated(whole, seed), "some/key"))
+
+
+class Blobs(dict[bytes, bytes]):
+    """By chunk id; too many to be shown."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} blobs"
+
+
+@pytest.fixture(scope="module")
+def catalog() -> tuple[Blobs, Root]:
+    """The blobs of a catalog with nodes above its leaves, and with a file that has lists of lists of chunks."""
+    blobs = Blobs()
+
+    def put(plain: bytes) -> bytes:
+        blobs[hashlib.sha256(plain).digest()] = plain
+        return hashlib.sha256(plain).digest()
+
+    source = random.Random(3)
+    chunks = ChunkListWriter(put)
+    chunks.add(b"".join(source.randbytes(32) + (1).to_bytes(4, "little") for _ in range(9000)))
+    content, depth = chunks.finish()
+    writer = CatalogWriter(put, lambda chunk_id: chunk_id in blobs)
+    for number in range(2500):
+        entry = Entry(b"%05d" % number, Kind.FILE, 0o644, 1, 1, "user", "group", number, number, number, 9, content=ID)
+        writer.add(msgspec.structs.replace(entry, content=content, depth=depth) if number == 100 else entry)
+    root = writer.finish()
+    assert root.depth >= 1
+    assert depth >= 1
+    return blobs, root
+
+
+def read_catalog(blobs: dict[bytes, bytes], root: Root) -> int:
+    """As restore and verify do it. A blob's hash is not looked at here, so that what was mutated gets this far."""
+
+    def get(chunk_id: bytes, _length: int) -> bytes:
+        if chunk_id not in blobs:
+            raise ChunkMissing("a chunk is missing")
+        return blobs[chunk_id]
+
+    reader = CatalogReader(root, get)
+    count = 0
+    for entry in reader.entries():
+        count += 1
+        if entry.depth:
+            count += sum(1 for _ in content_refs(entry, get)) + sum(1 for _ in list_blobs(entry, get))
+    reader.find(b"01234")
+    return count
+
+
+@given(st.integers(0, 10**9))
+@settings(max_examples=150, deadline=None)
+def test_a_mutated_catalog_is_read_or_refused(catalog: tuple[Blobs, Root], seed: int) -> None:
+    blobs, root = catalog
+    source = random.Random(seed)
+    victim = root.chunk_id if source.random() < 0.3 else source.choice(sorted(blobs))
+    survives(lambda: read_catalog(blobs | {victim: mutated(blobs[victim], seed)}, root))
+
+
+def test_the_whole_catalog_is_read(catalog: tuple[Blobs, Root]) -> None:
+    assert read_catalog(*catalog) > 2500 + 9000
+
+
+def test_a_catalog_with_the_same_leaf_a_million_times_is_refused() -> None:
+    """Paths ascend. What does not is no catalog, and twelve levels of it would be read for ever."""
+    from enigma.repository.catalog import Child
+
+    leaf = msgspec.msgpack.encode([Entry(b"path", Kind.FIFO, 0, 0, 0, "", "", 0, 0, 0, 0)])
+    reads = 0
+
+    def get(chunk_id: bytes, _length: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        assert reads < 5000, "it goes on and on"
+        if chunk_id[0] == 0:
+            return leaf
+        return msgspec.msgpack.encode([Child(b"path", bytes([chunk_id[0] - 1]) * 32, 1, 1)] * 100)
+
+    assert not survives(lambda: list(CatalogReader(Root(bytes([12]) * 32, 1, 12), get).entries()))
+
+
+# ---- keys
+
+
+KEY_OBJECT_HEADERS = {
+    slots.SlotBody: Header(ObjectType.SLOT, REPOSITORY_ID, ID, KEY_ID),
+    slots.DataKeyBody: Header(ObjectType.DATA_KEY, REPOSITORY_ID, ID, KEY_ID),
+}
+
+
+def open_key_object(data: bytes) -> None:
+    """As a slot and as a data key; with a key at hand, so that nothing costs Argon2id's memory."""
+    secret = bytes(2400)
+    for mlkem_secret in (secret, b"", None):
+        survives(lambda mlkem_secret=mlkem_secret: slots.open_slot(data, b"x", mlkem_secret, known=bytes(32)))
+    survives(lambda: slots.open_data_key(data, KeyId(KEY_ID), bytes(32)))
+
+
+@given(GARBAGE)
+def test_garbage_is_no_key_object(garbage: bytes) -> None:
+    open_key_object(garbage)
+    for header in KEY_OBJECT_HEADERS.values():
+        open_key_object(header.encode() + garbage)
+        open_key_object(slots._stored(header, garbage))  # with a checksum that fits
+
+
+@pytest.mark.parametrize("kind", KEY_OBJECT_HEADERS, ids=lambda kind: kind.__name__)
+@given(data=st.data())
+@settings(max_examples=100)
+def test_well_formed_nonsense_is_no_key_object(kind: type[msgspec.Struct], data: st.DataObject) -> None:
+    """Whoever can write at a provider can make the checksum fit."""
+    sound: dict[str, Any] = {"kind": slots.KIND_HYBRID, "memory_kib": 65536, "passes": 3, "lanes": 4, "salt": ID}
+    sound |= {"mlkem_id": ID, "mlkem_ciphertext": bytes(slots.MLKEM_CIPHERTEXT_BYTES), "mlkem_secret": b"", "label": ""}
+    sound |= {"master": bytes(60), "sealed": bytes(60), "created_ns": 1}
+    fields = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(kind.__struct_fields__, ANYTHING)))
+    body = {name: sound[name] for name in kind.__struct_fields__} | fields
+    open_key_object(slots._stored(KEY_OBJECT_HEADERS[kind], msgspec.msgpack.encode(body)))
+
+
+@given(GARBAGE)
+@settings(max_examples=60)
+def test_garbage_is_no_mlkem_key_file(tmp_path_factory: pytest.TempPathFactory, garbage: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "mlkem"
+    for data in (garbage, MLKEM_MAGIC + garbage, MLKEM_MAGIC + garbage + checksum(MLKEM_MAGIC + garbage)):
+        path.write_bytes(data)
+        with contextlib.suppress(EnigmaError):
+            secret = _read_mlkem(path)
+            sound = make_slot_object()
+            assert not survives(
+                lambda secret=secret, sound=sound: slots.open_slot(sound, b"x", secret, known=bytes(32))
+            )
+
+
+@functools.cache
+def make_slot_object() -> bytes:
+    _, stored, _ = slots.make_slot(
+        RepositoryId(REPOSITORY_ID),
+        KeyId(KEY_ID),
+        bytes(32),
+        b"x",
+        slots.MlKemPair.random(),
+        kdf=KdfParams(),
+        salt=ID,
+        split=True,
+        now_ns=1,
+    )
+    return stored
