@@ -102,7 +102,9 @@ def leaf_ends() -> list[str]:
     """The first names by which a leaf of the catalog ends."""
     names = (f"end {number}" for number in itertools.count())
     return list(
-        itertools.islice((name for name in names if xxhash.xxh3_64_intdigest(name) & LEAF_MASK == 0), LEAF_ENDS)
+        itertools.islice(
+            (name for name in names if xxhash.xxh3_64_intdigest(name.encode()) & LEAF_MASK == 0), LEAF_ENDS
+        )
     )
 
 
