@@ -89,7 +89,7 @@ class _Watcher:
 def _spec(ctx: Context, args: Args) -> BackupSpec:
     import getpass
 
-    from enigma.repository.repository import this_host
+    from enigma.repository.opening import this_host
     from enigma.snapshots.backup import BackupSpec
     from enigma.snapshots.excludes import Excludes
 

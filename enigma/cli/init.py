@@ -18,7 +18,7 @@ from enigma.errors import EXIT_DONE
 
 def run(ctx: Context, args: Args) -> int:
     from enigma.config import write_default
-    from enigma.repository.repository import create_repository, exclusive
+    from enigma.repository.opening import create_repository, exclusive
 
     path = write_default(ctx.config_dir)
     config = ctx.load_config()

@@ -29,7 +29,7 @@ def unlocking(ctx: Context) -> Unlocking:
 def writing(ctx: Context, kind: str, unlock: Unlocking | None = None) -> Iterator[tuple[Repository, Session]]:
     """The repository with a session, no other process writing through this configuration directory meanwhile."""
     unlock = unlock or unlocking(ctx)
-    from enigma.repository.repository import exclusive, open_repository
+    from enigma.repository.opening import exclusive, open_repository
 
     config = ctx.load_config()
     with (
@@ -45,7 +45,7 @@ def writing(ctx: Context, kind: str, unlock: Unlocking | None = None) -> Iterato
 def reading(ctx: Context, kind: str, unlock: Unlocking | None = None) -> Iterator[tuple[Repository, Session]]:
     """As `writing`: what is read is declared in a session, and the view is refreshed, so one process at a time."""
     unlock = unlock or unlocking(ctx)
-    from enigma.repository.repository import exclusive, open_repository
+    from enigma.repository.opening import exclusive, open_repository
 
     config = ctx.load_config()
     with (

@@ -19,7 +19,7 @@ def run(ctx: Context, args: Args) -> int:
     from enigma.config import write_default
     from enigma.keys.unlocking import Unlocking
     from enigma.maintenance.recover import recover
-    from enigma.repository.repository import exclusive, open_repository, recover_keystore
+    from enigma.repository.opening import exclusive, open_repository, recover_keystore
 
     write_default(ctx.config_dir)
     config = ctx.load_config()

@@ -39,8 +39,9 @@ from enigma.repository import names
 from enigma.repository.catalog import CatalogReader, Root, content_refs, list_blobs
 from enigma.repository.engine import running_engine
 from enigma.repository.reading import ReadingOwner
-from enigma.repository.repository import CONFIG_COPIES, Repository
+from enigma.repository.repository import Repository
 from enigma.repository.sessions import Session
+from enigma.repository.settings import CONFIG_COPIES
 from enigma.repository.store import read_marker
 from workers.errors import NEEDS_NEWER
 from workers.objects import ObjectType

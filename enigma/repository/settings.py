@@ -12,10 +12,16 @@ import secrets
 from collections.abc import Mapping
 
 from enigma.config import Config, ProviderConfig
-from enigma.errors import ConfigError
-from enigma.model.ids import ProviderId
+from enigma.errors import ConfigError, EnigmaError, IntegrityError, KeyringError, RepositoryNotFound
+from enigma.model.ids import ObjectId, ProviderId
 from enigma.model.records import ChunkerRecord, Head, Placement, ProviderRecord, RepositoryConfig, encode
+from enigma.repository import names
+from enigma.repository.store import ObjectStore
 from workers.chunking import CHUNKER_FASTCDC, ChunkerSpec
+
+CONFIG_COPIES = 2
+UNUSED_KEY = "unused"  # in the manifest: b"1" while the repository has never held a snapshot
+GENERATION_KEY = "generation"  # in the manifest: the highest configuration this machine has seen
 
 
 def first_settings(config: Config, providers: Mapping[ProviderId, ProviderConfig], now_ns: int) -> RepositoryConfig:
@@ -121,3 +127,26 @@ def _provider(provider_id: ProviderId, one: ProviderConfig) -> ProviderRecord:
         prefix=one.prefix,
         weight=one.weight,
     )
+
+
+def put_config(store: ObjectStore, record: RepositoryConfig) -> None:
+    """Every provider gets it twice, under two ids: without a config nothing opens, and one copy may rot."""
+    for _ in range(CONFIG_COPIES):
+        store.put_everywhere(names.config_key(record.generation, ObjectId.random()), record)
+
+
+def newest_config(store: ObjectStore) -> RepositoryConfig:
+    """The highest generation that opens; ties go to the smaller id. Raises the reason if none opens.
+
+    One that needs a newer Enigma is not passed over: an older one behind it is no longer the truth.
+    """
+    failure: EnigmaError = RepositoryNotFound(
+        "The providers hold no repository configuration; an `enigma init` may have been interrupted: empty the place "
+        "and run it again."
+    )
+    for key in sorted(store.list(names.CONFIGS), key=lambda key: (-names.generation_of(key), key)):
+        try:
+            return store.get(key, RepositoryConfig)
+        except (IntegrityError, KeyringError) as exc:
+            failure = exc
+    raise failure

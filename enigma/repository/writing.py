@@ -22,6 +22,7 @@ from enigma.model.ids import ObjectId, PackId
 from enigma.model.records import IndexedPack, IndexRecord, SnapshotRecord
 from enigma.repository import names
 from enigma.repository.sessions import Session
+from enigma.repository.settings import UNUSED_KEY
 from workers.objects import PackSet
 from workers.owner import PackCheck, RangeRead, SealedPack
 from workers.packs import RECORD, BlobRecord, PackSpec
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 INDEX_RECORDS_BYTES = 8 << 20  # an index object is written when the tables it repeats reach this
 CATALOG_LEVEL = 3
 PLAIN_BYTES_FIELD = BlobRecord._fields.index("plain_bytes")
-UNUSED_KEY = "unused"  # in the manifest: b"1" while the repository has never held a snapshot
 
 
 class Writer:

@@ -19,7 +19,8 @@ from enigma.maintenance.verify import Findings, Subset, verify
 from enigma.model.ids import ObjectId, SessionId
 from enigma.model.records import FenceRecord
 from enigma.repository import names
-from enigma.repository.repository import Repository, exclusive, open_repository
+from enigma.repository.opening import exclusive, open_repository
+from enigma.repository.repository import Repository
 from tests.program import Done, Program, same_tree
 from workers.objects import CHECKSUM_BYTES, HEADER_BYTES
 from workers.packs import TRAILER_BYTES, Trailer, iter_records

@@ -22,7 +22,8 @@ from enigma.model.entries import Entry, Kind
 from enigma.model.ids import SnapshotId
 from enigma.model.records import SnapshotRecord
 from enigma.repository.catalog import CatalogWriter
-from enigma.repository.repository import Repository, exclusive, open_repository
+from enigma.repository.opening import exclusive, open_repository
+from enigma.repository.repository import Repository
 from enigma.repository.sessions import Session
 from enigma.repository.writing import Writer
 from enigma.snapshots.backup import BackupSpec, back_up

@@ -9,7 +9,8 @@ import pytest
 
 from enigma.config import Config, load, write_default
 from enigma.keys.local import LocalKeystore
-from enigma.repository.repository import Repository, create_repository, open_repository
+from enigma.repository.opening import create_repository, open_repository
+from enigma.repository.repository import Repository
 
 PASSPHRASE = b"correct horse battery"
 

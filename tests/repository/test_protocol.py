@@ -25,7 +25,8 @@ from enigma.maintenance.verify import Findings, adopt, verify
 from enigma.model.ids import ObjectId
 from enigma.model.records import CondemnRecord, FenceRecord, RescueRecord, SessionRecord, SweptRecord, TombRecord
 from enigma.repository import names, sessions
-from enigma.repository.repository import Repository, exclusive
+from enigma.repository.opening import exclusive
+from enigma.repository.repository import Repository
 from enigma.repository.sessions import Session
 from enigma.snapshots.backup import BackupResult, BackupSpec, back_up
 from enigma.snapshots.excludes import Excludes
@@ -323,7 +324,7 @@ def test_a_run_removes_its_own_checkpoints(opened: Opened, source: Path) -> None
 
 def test_the_chunker_is_obeyed_until_the_first_snapshot_and_refused_after(config: Config, source: Path) -> None:
     from enigma.config import load
-    from enigma.repository.repository import open_repository
+    from enigma.repository.opening import open_repository
     from tests.repository.conftest import unlock
 
     def edit(old: str, new: str) -> Config:
@@ -427,7 +428,7 @@ def test_a_changed_passphrase_is_not_undone_by_a_machine_that_has_the_old_one(
     import dataclasses
     import shutil
 
-    from enigma.repository.repository import open_repository
+    from enigma.repository.opening import open_repository
     from tests.repository.conftest import PASSPHRASE, unlock
 
     other = dataclasses.replace(config, keyfile_path=tmp_path / "other.enc", db_path=tmp_path / "other.db")

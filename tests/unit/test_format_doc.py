@@ -22,6 +22,7 @@ import enigma
 from enigma.keys import kdf, local, slots
 from enigma.model import entries, records
 from enigma.repository import catalog, names, repository, sessions, writing
+from enigma.repository import settings as sealed
 from enigma.repository import store as objects_store
 from enigma.snapshots import entries as made
 from tests.golden.make import PASSPHRASE
@@ -320,7 +321,7 @@ CONSTANTS: list[tuple[str, str, bool]] = [
         not objects.KNOWN_READER_FEATURES | objects.KNOWN_WRITER_FEATURES | objects.KNOWN_GC_FEATURES,
     ),
     ("Records", "No name is defined in version 1", not records.KNOWN_REQUIRED),
-    ("Records", "put twice at every provider", repository.CONFIG_COPIES == 2),
+    ("Records", "put twice at every provider", sealed.CONFIG_COPIES == 2),
     ("Chunking", "Kind 1", chunking.CHUNKER_FASTCDC == 1),
     ("Chunking", "Kind 2", chunking.CHUNKER_FIXED == 2),
     ("Sessions and deletion", "every 5 minutes", sessions.HEARTBEAT_NS == 300 * 10**9),
