@@ -189,6 +189,8 @@ def _settle(config: Config, keystore: LocalKeystore, manifest: Manifest, places:
         _mark(place, keystore.repository_id)
     store = ObjectStore(keystore.repository_id, {place.provider_id: place.provider for place in places}, keystore)
     put_keys(store, keystore)
+    for place in fresh:
+        store.catch_up(place.provider_id)
     put_config(store, record)
     manifest.audit("config", f"generation {record.generation}", ", ".join(one.name for one in record.providers))
 

@@ -36,6 +36,16 @@ from workers.objects import (
 
 R = TypeVar("R", bound=Record)
 SMALL_OBJECT_LIMIT_BYTES = 256 << 20
+EVERYWHERE = (
+    names.CONFIGS,
+    names.KEYS,
+    names.packs_prefix(PackSet.CATALOG),
+    names.INDEXES,
+    names.SNAPSHOTS,
+    names.GC,
+    names.FENCES,
+    names.TOMBS,
+)
 
 
 class Keyring(Protocol):
@@ -148,6 +158,17 @@ class ObjectStore:
                 yield provider.name, fetch(provider, key, limit_bytes=SMALL_OBJECT_LIMIT_BYTES)
             except EnigmaError as exc:
                 yield provider.name, exc
+
+    def catch_up(self, provider_id: ProviderId) -> None:
+        """Give a provider every object that belongs at all of them and that it lacks: all but data packs and sessions."""
+        target = self.providers[provider_id]
+        for prefix in EVERYWHERE:
+            held = {info.key for info in target.list(prefix)}
+            for key in sorted(self.list(prefix).keys() - held):
+                for _, data in self.copies(key):
+                    if isinstance(data, bytes):
+                        target.put(key, memoryview(data))
+                        break
 
     def delete(self, key: str) -> None:
         """Remove the object everywhere. Only for session objects, or after a tombstone stands at all providers."""

@@ -171,6 +171,35 @@ def test_directories_above_a_part_get_their_attributes(program: Program, tmp_pat
         assert [path for path in found if found[path] != expected[path]] == []
 
 
+# ---- in place
+
+
+@pytest.mark.parametrize("kind", ["file", "link to a directory", "link to nothing", "fifo", "directory"])
+@pytest.mark.parametrize("now", ["there", "gone"])
+def test_a_single_source_comes_back_in_its_own_place(program: Program, tmp_path: Path, kind: str, now: str) -> None:
+    """What was lost is what one restores in place: where it goes must not depend on what is there today."""
+    around = tmp_path / "around"
+    (around / "beside").mkdir(parents=True)
+    source = around / "source"
+    if kind == "file":
+        source.write_text("stored")
+    elif kind.startswith("link"):
+        source.symlink_to("beside" if kind == "link to a directory" else "nowhere")
+    elif kind == "fifo":
+        os.mkfifo(source)
+    else:
+        source.mkdir()
+        (source / "inside").write_text("stored")
+    before = tree_facts(around)
+    program.backup(source)
+    if now == "gone":
+        shutil.rmtree(source) if kind == "directory" else source.unlink()
+    program.run("restore", "--in-place", "latest").expect(0)
+    after = tree_facts(around)
+    assert after.keys() == before.keys()
+    assert [path for path in after if path != b"" and after[path] != before[path]] == []
+
+
 # ---- nothing outside the target
 
 
