@@ -67,6 +67,7 @@ def run(ctx: Context, args: Args) -> int:
     return EXIT_FAILED if done.failed else EXIT_DONE
 
 
+ALONE = "alone"  # in a snapshot's extra facts: its only source is no directory
 SHOW_EVERY_FILES = 128  # the bar looks at the clock this often, not for each of a million files
 SHOW_EVERY_BYTES = 16 << 20
 
@@ -99,13 +100,14 @@ def _list(ctx: Context, repository: Repository, snapshot: Snapshot, selection: S
 
 
 def _original_place(snapshot: Snapshot) -> bytes:
-    """One directory was stored as itself; several paths, or a single file, were stored under what is above them."""
-    sources = snapshot.record.sources
-    if len(sources) != 1:
+    """One directory was stored as itself; several paths, or one that is no directory, under what is above them."""
+    record = snapshot.record
+    if len(record.sources) != 1:
         return b"/"
-    if not sources[0].startswith(b"/"):
+    source = record.sources[0]
+    if not source.startswith(b"/"):
         raise UsageError("This snapshot came from standard input and has no place of its own; give a target.")
-    return sources[0] if os.path.isdir(sources[0]) or not os.path.lexists(sources[0]) else os.path.dirname(sources[0])
+    return os.path.dirname(source) if record.extra.get(ALONE) else source
 
 
 def _overwrite(text: str) -> Overwrite:

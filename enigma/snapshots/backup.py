@@ -335,7 +335,13 @@ class _Backup:
             description=spec.description,
             excludes=spec.exclude_texts,
             heads=heads(self._repository.manifest),
+            extra={"alone": True} if self._is_alone() else {},
         )
+
+    def _is_alone(self) -> bool:
+        """Whether the only source is no directory: it is restored in place into the directory above it."""
+        sources = self._spec.sources
+        return len(sources) == 1 and (os.path.islink(sources[0]) or not os.path.isdir(sources[0]))
 
     def _now_s(self) -> float:
         return self._repository.clock.boot_ns() / 1e9

@@ -214,7 +214,7 @@ def counted(name):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **kwargs)
     setattr(os, name, call)
-for name in ("replace", "rename", "link", "unlink", "fsync", "fdatasync", "write", "pwrite", "mkdir"):
+for name in ("fdopen", "replace", "rename", "link", "unlink", "fsync", "fdatasync", "write", "pwrite", "mkdir"):
     counted(name)
 from enigma.cli.main import main
 sys.exit(main(sys.argv[2:]))
@@ -315,6 +315,24 @@ def test_passphrase_that_was_replaced_is_gone_from_the_providers_however_the_cha
         if done.status != -signal.SIGKILL:
             break
     assert still_opens == []
+
+
+def test_backup_killed_at_any_step_harms_no_snapshot(program, data) -> None:
+    program.backup(data)
+    (data / "new").write_bytes(random.Random(SEED).randbytes(50_000))
+    reset, known = Reset.of(program), standing(program)
+    for step in steps():
+        reset()
+        done = run_killed_at(program, step, "backup", data)
+        program.verify("--read-data")
+        assert known <= standing(program)
+        if done.status != -signal.SIGKILL:
+            break
+        program.backup(data)
+        program.verify()
+    done.expect(0)
+    assert step > 10
+    print(f"backup: killed at {step - 1} steps")
 
 
 def test_key_rotation_killed_at_any_step_loses_no_key(program, data) -> None:
