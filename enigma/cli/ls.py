@@ -39,10 +39,11 @@ def run(ctx: Context, args: Args) -> int:
 def _line(entry: Entry, name: str) -> str:
     import stat
 
-    from enigma.model.entries import Kind
     from enigma.snapshots.selection import STAT_TYPES
 
-    mode = stat.filemode(STAT_TYPES[Kind(entry.kind)] | entry.mode)
+    known: dict[int, int] = {int(kind): bits for kind, bits in STAT_TYPES.items()}
+
+    mode = stat.filemode(known.get(entry.kind, 0) | entry.mode & 0o7777)
     owner = f"{entry.user or entry.uid}:{entry.group or entry.gid}"
     arrow = f" -> {path_text(entry.link)}" if entry.link else ""
     when = local_time(entry.mtime_ns)
@@ -52,9 +53,10 @@ def _line(entry: Entry, name: str) -> str:
 def _record(entry: Entry) -> dict[str, object]:
     from enigma.model.entries import Kind
 
+    names = {int(kind): kind.name.lower() for kind in Kind}
     return {
         "path": path_text(entry.path),
-        "kind": Kind(entry.kind).name.lower(),
+        "kind": names.get(entry.kind, f"unknown ({entry.kind})"),
         "mode": entry.mode,
         "uid": entry.uid,
         "gid": entry.gid,

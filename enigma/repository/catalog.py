@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import msgspec
@@ -204,7 +205,7 @@ class CatalogReader:
         """The entries of one leaf. Raises ObjectCorrupt, ChunkMissing."""
         try:
             entries = _leaf_decoder.decode(self._get(leaf.chunk_id, leaf.length_bytes))
-        except (msgspec.MsgspecError, RecursionError, MemoryError) as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError) as exc:
             raise ObjectCorrupt(f"Catalog leaf {leaf.chunk_id.hex()} holds no entries.") from exc
         for entry in entries:
             if entry.required:
@@ -248,9 +249,18 @@ class CatalogReader:
 
     def _node(self, child: Child) -> list[Child]:
         try:
-            return _node_decoder.decode(self._get(child.chunk_id, child.length_bytes))
+            children = _node_decoder.decode(self._get(child.chunk_id, child.length_bytes))
         except (msgspec.MsgspecError, RecursionError, MemoryError) as exc:
             raise ObjectCorrupt(f"Catalog node {child.chunk_id.hex()} holds no list.") from exc
+        _check_order([one.first_path for one in children], child)
+        return children
+
+
+def _check_order(paths: list[bytes], child: Child) -> None:
+    """Ascending and never twice: what repeats itself could be read without end."""
+    keys = [path_key(path) for path in paths]
+    if any(left >= right for left, right in pairwise(keys)):
+        raise ObjectCorrupt(f"Catalog blob {child.chunk_id.hex()} is not in order.")
 
 
 class ChunkListWriter:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from enigma.errors import EnigmaError, ObjectCorrupt, TargetError
+from enigma.errors import EnigmaError, FormatUnsupported, ObjectCorrupt, TargetError
 from enigma.manifest import Snapshot
 from enigma.model.entries import Entry, Kind
 from enigma.repository.catalog import content_refs
@@ -162,6 +162,8 @@ class _Restore:
         if self._is_further_link(entry) or not self._may_write(entry, self._there(entry)):
             return
         attributes = self._attributes(entry)
+        if entry.kind not in STAT_TYPES:
+            raise FormatUnsupported(f"it is of kind {entry.kind}, which needs a newer Enigma")
         if entry.kind == Kind.SYMLINK:
             warnings = self._tree.make_symlink(entry.path, entry.link, attributes)
         else:

@@ -367,7 +367,7 @@ def test_changed_configuration_taken_in_and_killed_at_any_step_is_taken_in_next_
         (data / "file").write_text(f"content {step}")
         program.backup(data)
         second = program.config / "second"
-        assert (second / "marker").exists() and list((second / "config").iterdir())
+        assert (second / "marker").exists() and list((second / "config").glob("*")), f"step {step}"
         forget_local_state(program)
         program.run("recover").expect(0)
         program.restores("latest", data, tmp_path / f"restored-{step}")
