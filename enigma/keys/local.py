@@ -202,6 +202,16 @@ class LocalKeystore:
         stored = {f"{DATA_PREFIX}{key_id}": data for key_id, data in self._stored_keys.items()}
         return {f"{SLOT_PREFIX}{self._slot_id.hex()}": self._slot} | stored | self._unread
 
+    def replaces(self, slot: bytes) -> bool:
+        """Whether a stored slot is an older one of the same master key: what a passphrase change that was cut short left."""
+        try:
+            header, body = read_slot(slot)
+        except (KeyringError, FormatUnsupported):
+            return False
+        ours = read_slot(self._slot)[1]
+        same_way_in = header.key_id == self._opened.master_id and not body.label
+        return same_way_in and header.object_id != self._slot_id and body.created_ns < ours.created_ns
+
     def change_passphrase(
         self,
         new: bytes,

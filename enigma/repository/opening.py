@@ -65,6 +65,8 @@ def open_repository(
         sync_keys(ObjectStore(keystore.repository_id, providers, keystore), keystore, give=settle)
         repository = Repository(config, keystore, providers, manifest, clock)
         _check_not_rolled_back(repository)
+        if settle:
+            repository.bury_replaced_slots()
         undo.pop_all()
         return repository
 

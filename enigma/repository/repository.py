@@ -131,6 +131,18 @@ class Repository:
             self.store.delete(key)
         self.manifest.audit("key-passphrase", str(self.repository_id))
 
+    def bury_replaced_slots(self) -> None:
+        """Finish a passphrase change that was cut short: the old passphrase must not open what lies at the providers."""
+        buried = {tomb.key for tomb in self.manifest.tombstones().values()}
+        for key in self.store.list(names.KEYS):
+            if names.type_of(key) is not ObjectType.SLOT or key in self.keystore.objects():
+                continue
+            copies = [data for _, data in self.store.copies(key) if isinstance(data, bytes)]
+            if any(self.keystore.replaces(data) for data in copies):
+                if key not in buried:
+                    self._entomb(key, bytes(16), "passphrase changed")
+                self.store.delete(key)
+
     def _is_read(self, snapshot_id: bytes, by_other_than: bytes) -> bool:
         """Whether a session that lives, or may live, has declared to read this snapshot."""
         for key in self.store.list(names.SESSIONS):
