@@ -21,6 +21,7 @@ import selectors
 import socket
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,6 +88,7 @@ class WorkerPool:
         self.size = plan.workers
         self._selector = selectors.DefaultSelector()
         self._links: list[_Link] = []
+        self._wake_lock = threading.Lock()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, None)
         packet = pickle.dumps(plan, 5)
@@ -102,7 +104,9 @@ class WorkerPool:
 
     def wake(self) -> None:
         """End a `receive` that waits. May be called from any thread."""
-        os.eventfd_write(self._wake_fd, 1)
+        with self._wake_lock:
+            if self._wake_fd >= 0:  # a thread may end after the pool has
+                os.eventfd_write(self._wake_fd, 1)
 
     def send(self, worker: int, message: Any) -> None:
         link = self._links[worker]
@@ -127,9 +131,10 @@ class WorkerPool:
             _end(link.process)
         self._links = []
         self._selector.close()
-        if self._wake_fd >= 0:
-            os.close(self._wake_fd)
-            self._wake_fd = -1
+        with self._wake_lock:
+            if self._wake_fd >= 0:
+                os.close(self._wake_fd)
+                self._wake_fd = -1
 
     def _start(self, number: int, ring: Ring, plan_packet: bytes) -> _Link:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

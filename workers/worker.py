@@ -82,7 +82,10 @@ def main(link_fileno: int, ring_fileno: int) -> None:
     """Serve until the parent closes the link. Exit code 0 then, 1 after a failure that was reported."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     link = socket.socket(fileno=link_fileno)
-    plan: EnginePlan = pickle.loads(link.recv(PLAN_LIMIT_BYTES))  # noqa: S301  the parent is this program
+    packet = link.recv(PLAN_LIMIT_BYTES)
+    if not packet:
+        return  # the parent was gone before it had said anything
+    plan: EnginePlan = pickle.loads(packet)  # noqa: S301  the parent is this program
     gc.freeze()
     with link, Ring(plan, ring_fileno) as ring:
         try:

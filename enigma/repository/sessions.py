@@ -138,13 +138,13 @@ class Session:
             program=f"enigma {__version__}",
         )
         key = names.session_key(self.session_id, self._sequence, ObjectId.random())
+        self._keys.append(key)  # before the put: a signal may come in between
         try:
             self._store.put(key, record)
         except AccessDenied:
             if not self._only_reads:
                 raise
         self._sequence += 1
-        self._keys.append(key)
         self._last_boot_ns, self._last_wall_ns = self._clock.boot_ns(), self._clock.wall_ns()
 
     def _check_awake(self) -> None:
