@@ -38,11 +38,11 @@ def sync_keys(store: ObjectStore, keystore: LocalKeystore, *, give: bool) -> Non
     if foreign:
         found = {key: list(_copies(store, key)) for key in sorted(foreign)}
         keystore.add_objects({key: best_copy(several) for key, several in found.items() if several})
-    if give and any(ours.keys() - keys for keys in listed) and not _is_buried(store, ours):
+    if give and any(ours.keys() - keys for keys in listed) and not is_buried(store, ours):
         put_keys(store, keystore)
 
 
-def _is_buried(store: ObjectStore, keys: Iterable[str]) -> bool:
+def is_buried(store: ObjectStore, keys: Iterable[str]) -> bool:
     """Whether a slot of ours was deleted on purpose: another machine has changed the passphrase, and that stands."""
     tombs = (store.get(key, TombRecord).key for key in store.list(names.TOMBS))
     return not set(keys).isdisjoint(tombs)

@@ -22,7 +22,7 @@ from enigma.model.records import RepositoryConfig, SessionRecord, TombRecord
 from enigma.providers.base import Provider
 from enigma.repository import names
 from enigma.repository.heads import heads
-from enigma.repository.keycopies import put_keys, sync_keys
+from enigma.repository.keycopies import is_buried, put_keys, sync_keys
 from enigma.repository.placing import Placer
 from enigma.repository.reading import BlobReader
 from enigma.repository.sessions import Session
@@ -132,13 +132,20 @@ class Repository:
         self.manifest.audit("key-passphrase", str(self.repository_id))
 
     def bury_replaced_slots(self) -> None:
-        """Finish a passphrase change that was cut short: the old passphrase must not open what lies at the providers."""
+        """Finish a passphrase change that was cut short: the old passphrase must not open what lies at the providers.
+
+        Never the last way in: nothing is touched if our own slot was buried (another machine changed the passphrase,
+        and its clock may be behind), and ours is read back from every provider before an older one goes.
+        """
+        if is_buried(self.store, self.keystore.objects()):
+            return
         buried = {tomb.key for tomb in self.manifest.tombstones().values()}
         for key in self.store.list(names.KEYS):
             if names.type_of(key) is not ObjectType.SLOT or key in self.keystore.objects():
                 continue
             copies = [data for _, data in self.store.copies(key) if isinstance(data, bytes)]
             if any(self.keystore.replaces(data) for data in copies):
+                put_keys(self.store, self.keystore)
                 if key not in buried:
                     self._entomb(key, bytes(16), "passphrase changed")
                 self.store.delete(key)

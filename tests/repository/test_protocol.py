@@ -478,3 +478,25 @@ def test_a_read_only_provider_can_be_read(opened: Opened, source: Path, monkeypa
             session.reading([repository.manifest.snapshots()[0].record.snapshot_id])
         with pytest.raises(AccessDenied), repository.session("backup"):
             pass
+
+
+def test_a_machine_whose_slot_was_buried_buries_no_other(
+    opened: Opened, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The passphrase was changed by a machine whose clock is behind: its slot looks older, and is the only way in."""
+    import dataclasses
+    import shutil
+
+    from enigma.repository.opening import open_repository
+    from tests.repository.conftest import PASSPHRASE, unlock
+
+    other = dataclasses.replace(config, keyfile_path=tmp_path / "other.enc", db_path=tmp_path / "other.db")
+    shutil.copy(config.keyfile_path, other.keyfile_path)
+    monkeypatch.setattr("enigma.keys.local.wall_ns", lambda: 1)
+    with session_of(opened) as (repository, session):
+        repository.change_passphrase(
+            b"another passphrase", old=PASSPHRASE, session_id=session.session_id, allow_weak=False
+        )
+        slots = {key for key in repository.store.list(names.KEYS) if "slot" in key}
+    with open_repository(other, unlock(other), settle=True) as repository:
+        assert {key for key in repository.store.list(names.KEYS) if "slot" in key} == slots
