@@ -205,10 +205,8 @@ class Floor:
 
     def _collect(self) -> None:
         """What the parent's threads have done. A pack that could not be placed fails the engine."""
-        for pack_and_slot, _, error in self._uploads.collect():
-            if error is not None:
-                raise error
-            self._placed(*pack_and_slot)
+        if failure := self._take_placed():
+            raise failure
         for unit, _, error in self._fetches.collect():
             self._fetched(unit, error)
         for (unit, slot), count, error in self._streams.collect():
@@ -246,6 +244,15 @@ class Floor:
         content = memory[:length_bytes]
         self.placing += 1
         self._uploads.submit((pack, slot), lambda: self._owner.place(pack, content))
+
+    def _take_placed(self) -> BaseException | None:
+        """Confirm every pack that was placed; return what kept another one from it."""
+        failure = None
+        for pack_and_slot, _, error in self._uploads.collect():
+            if error is None:
+                self._placed(*pack_and_slot)
+            failure = failure or error
+        return failure
 
     def _placed(self, pack: SealedPack, slot: int) -> None:
         self.placing -= 1
@@ -300,8 +307,11 @@ class Floor:
         self.enqueue(unit.filled(slot, self._ring.slot(slot), count), unit, urgent=True)
 
     def close(self, *, wait_s: float | None) -> None:
-        """Workers first, then the threads, then the memory they used."""
-        self._crew.close()
-        for threads in (self._uploads, self._fetches, self._streams):
-            threads.close(wait_s=wait_s)
-        self._ring.close()
+        """Workers first, then the threads, then the memory they used. Packs that were placed meanwhile count."""
+        try:
+            self._crew.close()
+            for threads in (self._uploads, self._fetches, self._streams):
+                threads.close(wait_s=wait_s)
+            self._take_placed()
+        finally:
+            self._ring.close()

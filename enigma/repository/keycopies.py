@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from enigma.errors import ObjectMissing, ProviderUnavailable
+from enigma.errors import FormatUnsupported, KeyMissing, ObjectCorrupt, ObjectMissing, ProviderUnavailable
 from enigma.keys.local import LocalKeystore, best_copy
+from enigma.manifest import Manifest
 from enigma.model.records import TombRecord
 from enigma.providers.base import Provider, fetch
 from enigma.repository import names
@@ -27,7 +28,7 @@ def put_keys(store: ObjectStore, keystore: LocalKeystore) -> None:
                 raise ProviderUnavailable(f"Provider {provider.name} does not give back the key copy {key}; try again.")
 
 
-def sync_keys(store: ObjectStore, keystore: LocalKeystore, *, give: bool) -> None:
+def sync_keys(store: ObjectStore, keystore: LocalKeystore, manifest: Manifest, *, give: bool) -> None:
     """Take data keys that another machine made; with `give`, put back what a provider lacks of ours."""
     ours = keystore.objects()
     listed = [
@@ -38,14 +39,23 @@ def sync_keys(store: ObjectStore, keystore: LocalKeystore, *, give: bool) -> Non
     if foreign:
         found = {key: list(_copies(store, key)) for key in sorted(foreign)}
         keystore.add_objects({key: best_copy(several) for key, several in found.items() if several})
-    if give and any(ours.keys() - keys for keys in listed) and not is_buried(store, ours):
+    if give and any(ours.keys() - keys for keys in listed) and not may_be_buried(store, manifest, ours):
         put_keys(store, keystore)
 
 
-def is_buried(store: ObjectStore, keys: Iterable[str]) -> bool:
-    """Whether a slot of ours was deleted on purpose: another machine has changed the passphrase, and that stands."""
-    tombs = (store.get(key, TombRecord).key for key in store.list(names.TOMBS))
-    return not set(keys).isdisjoint(tombs)
+def may_be_buried(store: ObjectStore, manifest: Manifest, keys: Iterable[str]) -> bool:
+    """Whether a slot of ours was deleted on purpose: another machine has changed the passphrase, and that stands.
+
+    A tombstone that cannot be read may be the one: then nothing is put back, and nothing is taken away.
+    """
+    tombs = manifest.tombstones()
+    buried = {tomb.key for tomb in tombs.values()}
+    for key in store.list(names.TOMBS).keys() - tombs.keys():
+        try:
+            buried.add(store.get(key, TombRecord).key)
+        except (ObjectMissing, ObjectCorrupt, FormatUnsupported, KeyMissing):
+            return True
+    return not buried.isdisjoint(keys)
 
 
 def _copies(store: ObjectStore, key: str) -> Iterator[bytes]:

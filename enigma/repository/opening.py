@@ -62,7 +62,7 @@ def open_repository(
         providers = {place.provider_id: place.provider for place in places if place.ours}
         if not providers:
             raise _no_repository(places)
-        sync_keys(ObjectStore(keystore.repository_id, providers, keystore), keystore, give=settle)
+        sync_keys(ObjectStore(keystore.repository_id, providers, keystore), keystore, manifest, give=settle)
         repository = Repository(config, keystore, providers, manifest, clock)
         _check_not_rolled_back(repository)
         if settle:

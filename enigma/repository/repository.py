@@ -22,7 +22,7 @@ from enigma.model.records import RepositoryConfig, SessionRecord, TombRecord
 from enigma.providers.base import Provider
 from enigma.repository import names
 from enigma.repository.heads import heads
-from enigma.repository.keycopies import is_buried, put_keys, sync_keys
+from enigma.repository.keycopies import may_be_buried, put_keys, sync_keys
 from enigma.repository.placing import Placer
 from enigma.repository.reading import BlobReader
 from enigma.repository.sessions import Session
@@ -74,7 +74,7 @@ class Repository:
 
     def ensure_keys(self) -> None:
         """Every provider holds our keys before anything lasting is sealed under them."""
-        sync_keys(self.store, self.keystore, give=True)
+        sync_keys(self.store, self.keystore, self.manifest, give=True)
 
     def newest_config(self) -> RepositoryConfig:
         return newest_config(self.store)
@@ -137,7 +137,7 @@ class Repository:
         Never the last way in: nothing is touched if our own slot was buried (another machine changed the passphrase,
         and its clock may be behind), and ours is read back from every provider before an older one goes.
         """
-        if is_buried(self.store, self.keystore.objects()):
+        if may_be_buried(self.store, self.manifest, self.keystore.objects()):
             return
         buried = {tomb.key for tomb in self.manifest.tombstones().values()}
         for key in self.store.list(names.KEYS):
