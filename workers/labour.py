@@ -65,8 +65,8 @@ class Labour:
         self._port = port
         self._chunker = Chunker(plan.chunker)
         self._sealer = Sealer(plan.pack, plan.level, port)
-        self._opener = Opener(plan)
         self._window = _private_memory(plan.window_bytes)
+        self._opener = Opener(plan, self._window)
         self._verbs: dict[type, Callable[[Any], None]] = {
             Batch: self._batch,
             Segment: self._segment,

@@ -16,7 +16,7 @@ from workers.objects import Header, ObjectType, PackSet
 from workers.packs import HASH_SHA256, TRAILER_BYTES, BlobRecord, PackReader, Trailer, check_pack_ends, iter_records
 from workers.plan import EnginePlan
 from workers.sealing import TAG_BYTES
-from workers.targets import TargetTree, UnsafeTarget
+from workers.targets import BLOCK_BYTES, TargetTree, UnsafeTarget
 
 OPEN_PACKS = 32
 CATALOG_BLOB_LIMIT_BYTES = 16 << 20  # a leaf or node is far smaller; memory is touched only as far as it is used
@@ -33,8 +33,19 @@ class BlobOpener:
         self._decompressor = Decompressor()
         self._readers: OrderedDict[bytes, PackReader] = OrderedDict()
 
-    def open(self, pack_id: bytes, pack_set: int, key_id: bytes, record: BlobRecord, sealed: memoryview) -> memoryview:
-        """The checked plaintext; valid until the next call. Raises SealBroken, FormatNewer."""
+    def open(
+        self,
+        pack_id: bytes,
+        pack_set: int,
+        key_id: bytes,
+        record: BlobRecord,
+        sealed: memoryview,
+        out: memoryview | None = None,
+    ) -> memoryview:
+        """The checked plaintext: in `out`, which is as long, or in memory that the next call takes back.
+
+        Raises SealBroken, FormatNewer.
+        """
         content_bytes = record.stored_bytes - TAG_BYTES
         if len(sealed) != record.stored_bytes or content_bytes > len(self._scratch):
             raise SealBroken("is truncated")
@@ -42,11 +53,16 @@ class BlobOpener:
             raise FormatNewer(f"uses hash algorithm {record.hash_algorithm}, which {NEEDS_NEWER}")
         if record.dictionary:
             raise FormatNewer(f"uses dictionary {record.dictionary}, which {NEEDS_NEWER}")
-        self.reader(pack_id, pack_set, key_id).open_blob(sealed, record, self._scratch)
-        plain = self._decoded(record, self._scratch[:content_bytes])
+        raw = record.encoding == ENCODING_RAW and content_bytes == record.plain_bytes
+        room = out if out is not None and raw else self._scratch
+        self.reader(pack_id, pack_set, key_id).open_blob(sealed, record, room)
+        plain = self._decoded(record, room[:content_bytes])
         if len(plain) != record.plain_bytes or hashlib.sha256(plain).digest() != record.chunk_id:
             raise SealBroken("does not have the hash it is stored under")
-        return plain
+        if out is None or raw:
+            return plain
+        out[:] = plain
+        return out
 
     def _decoded(self, record: BlobRecord, content: memoryview) -> memoryview:
         if record.encoding == ENCODING_RAW:
@@ -72,11 +88,48 @@ class BlobOpener:
         return Header(ObjectType.PACK, self._repository_id, pack_id, key_id, PackSet(pack_set))
 
 
-class Opener:
-    """Serves Read, Check and Finish jobs."""
+class PartRun:
+    """Neighbouring chunks of one file, joined in memory whose pages match the file's blocks, to be written at once."""
 
-    def __init__(self, plan: EnginePlan) -> None:
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._start = self._end = 0
+        self.path = b""
+        self.offset = 0
+        self.blobs: list[int] = []  # their indexes in the job
+
+    @property
+    def content(self) -> memoryview:
+        return self._memory[self._start : self._end]
+
+    def room(self, target: Target, length_bytes: int) -> memoryview | None:
+        """Memory for the chunk that is next in the file; None if the target is no neighbour, or there is no room."""
+        if self.blobs and (target.path, target.offset) != (self.path, self.offset + self._end - self._start):
+            return None
+        if not self.blobs:
+            self.path, self.offset = target.path, target.offset
+            self._start = self._end = target.offset % BLOCK_BYTES
+        return (
+            self._memory[self._end : self._end + length_bytes]
+            if self._end + length_bytes <= len(self._memory)
+            else None
+        )
+
+    def take(self, index: int, length_bytes: int) -> None:
+        """The room holds a checked chunk now."""
+        self.blobs.append(index)
+        self._end += length_bytes
+
+    def clear(self) -> None:
+        self.blobs = []
+
+
+class Opener:
+    """Serves Read, Check and Finish jobs. `memory` is page-aligned, and takes the longest chunk."""
+
+    def __init__(self, plan: EnginePlan, memory: memoryview) -> None:
         self._plan = plan
+        self._run = PartRun(memory)
         self._blobs: BlobOpener | None = None
         self._tree: TargetTree | None = None
 
@@ -86,20 +139,23 @@ class Opener:
         unwritten: list[tuple[int, int, str]] = []
         warnings: list[str] = []
         for index, (record, targets) in enumerate(job.blobs):
+            room = self._room(record, targets, unwritten)
             at = record.offset - job.base
             try:
                 sealed = memory[at : at + record.stored_bytes]
-                plain = self._opener().open(job.pack_id, job.pack_set, job.key_id, record, sealed)
+                plain = self._opener().open(job.pack_id, job.pack_set, job.key_id, record, sealed, room)
             except (SealBroken, FormatNewer) as exc:
                 errors.append((index, str(exc)))
+                continue
+            if room is not None:
+                self._run.take(index, len(plain))
                 continue
             for number, target in enumerate(targets):
                 try:
                     warnings += self._write(target, plain)
-                except UnsafeTarget as exc:
-                    unwritten.append((index, number, str(exc)))
-                except OSError as exc:
-                    unwritten.append((index, number, exc.strerror or str(exc)))
+                except (UnsafeTarget, OSError) as exc:
+                    unwritten.append((index, number, _reason(exc)))
+        self._write_run(unwritten)
         return ReadDone(job.job, tuple(errors), tuple(unwritten), tuple(warnings))
 
     def check_pack(self, job: Check, memory: memoryview) -> tuple[tuple[str, ...], bytes]:
@@ -141,6 +197,27 @@ class Opener:
         if self._tree is not None:
             self._tree.close()
 
+    def _room(
+        self, record: BlobRecord, targets: tuple[Target, ...], unwritten: list[tuple[int, int, str]]
+    ) -> memoryview | None:
+        """Where a chunk that is a part of one file goes, beside its neighbours; None for any other."""
+        if len(targets) != 1 or targets[0].whole is not None or targets[0].sparse:
+            return None
+        room = self._run.room(targets[0], record.plain_bytes)
+        if room is None:
+            self._write_run(unwritten)
+            room = self._run.room(targets[0], record.plain_bytes)
+        return room
+
+    def _write_run(self, unwritten: list[tuple[int, int, str]]) -> None:
+        run = self._run
+        if run.blobs:
+            try:
+                self._targets().write_aligned_part(run.path, run.offset, run.content)
+            except (UnsafeTarget, OSError) as exc:
+                unwritten += [(index, 0, _reason(exc)) for index in run.blobs]
+            run.clear()
+
     def _write(self, target: Target, plain: memoryview) -> list[str]:
         tree = self._targets()
         if target.whole is not None:
@@ -159,3 +236,7 @@ class Opener:
         if self._tree is None:
             self._tree = TargetTree(self._plan.target_root)
         return self._tree
+
+
+def _reason(error: UnsafeTarget | OSError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -10,6 +10,7 @@ Every method raises UnsafeTarget for a path that is not plain and relative, and 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from workers.attributes import Attributes, apply, apply_at
 
 OPEN_DIRECTORIES = 128
 BLOCK_BYTES = 4096
+DIRECT_FROM_BYTES = 4 << 20
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PART_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -40,6 +42,7 @@ class TargetTree:
         self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._directories: OrderedDict[bytes, int] = OrderedDict()
         self._written: tuple[bytes, int] | None = None
+        self._takes_direct = True
 
     # ---- looking
 
@@ -151,10 +154,24 @@ class TargetTree:
 
     def write_part(self, path: bytes, offset: int, plain: memoryview, *, sparse: bool = False) -> None:
         """Write into a file that was begun. The descriptor of the last one stays open for the next part."""
-        if self._written is None or self._written[0] != path:
-            self._close_written()
-            self._written = (path, self._open_part(*self._place(path)))
-        _write(self._written[1], offset, plain, sparse=sparse)
+        _write(self._part(path), offset, plain, sparse=sparse)
+
+    def write_aligned_part(self, path: bytes, offset: int, plain: memoryview) -> None:
+        """As `write_part`, of memory that lies in its pages as the bytes lie in the file's blocks.
+
+        A long part goes past the page cache: that takes a tenth of the CPU time, and what the user has cached stays
+        cached. Its ends, where neighbours may be writing into the same block, go through it.
+        """
+        fd = self._part(path)
+        head_bytes = -offset % BLOCK_BYTES
+        whole_bytes = (len(plain) - head_bytes) // BLOCK_BYTES * BLOCK_BYTES
+        if len(plain) < DIRECT_FROM_BYTES or not self._write_direct(
+            fd, offset + head_bytes, plain[head_bytes : head_bytes + whole_bytes]
+        ):
+            _pwrite(fd, plain, offset)
+            return
+        _pwrite(fd, plain[:head_bytes], offset)
+        _pwrite(fd, plain[head_bytes + whole_bytes :], offset + head_bytes + whole_bytes)
 
     def finish_file(self, path: bytes, temporary: bytes, length_bytes: int, attributes: Attributes) -> list[str]:
         """Give a begun file its length, attributes and name. If that fails it is removed."""
@@ -260,6 +277,29 @@ class TargetTree:
                 raise
             os.rename(written, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
 
+    def _part(self, path: bytes) -> int:
+        """The descriptor of a file that was begun."""
+        if self._written is None or self._written[0] != path:
+            self._close_written()
+            self._written = (path, self._open_part(*self._place(path)))
+        return self._written[1]
+
+    def _write_direct(self, fd: int, offset: int, blocks: memoryview) -> bool:
+        """False, with nothing lost, if this file system takes no O_DIRECT."""
+        if not self._takes_direct:
+            return False
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+            _pwrite(fd, blocks, offset)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            self._takes_direct = False
+        finally:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+        return self._takes_direct
+
     @staticmethod
     def _open_part(directory_fd: int, name: bytes) -> int:
         """A file that was begun. Raises UnsafeTarget if it is no longer a file of this tree alone."""
@@ -293,9 +333,13 @@ def _check_component(name: bytes) -> None:
 def _write(fd: int, offset: int, plain: memoryview, *, sparse: bool) -> None:
     """All of it, at the offset; with `sparse` whole blocks of zeros are left out, and stay holes."""
     for start, end in _data_runs(offset, plain) if sparse else ((0, len(plain)),):
-        at = start
-        while at < end:
-            at += os.pwrite(fd, plain[at:end], offset + at)
+        _pwrite(fd, plain[start:end], offset + start)
+
+
+def _pwrite(fd: int, plain: memoryview, offset: int) -> None:
+    at = 0
+    while at < len(plain):
+        at += os.pwrite(fd, plain[at:], offset + at)
 
 
 def _data_runs(offset: int, plain: memoryview) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,42 @@ def test_what_was_written_reads_back_identical(tree: list[Path], tmp_path: Path,
             assert opened.failure is None
             assert opened.errors == ()
     assert all(digest_of(path) == digest_of(target / path.name) for path in tree)
+
+
+def test_neighbours_in_a_file_are_joined_and_a_damaged_one_takes_no_other_along(tmp_path: Path) -> None:
+    """Two files whose chunks lie in one pack, the first half compressible; one chunk of the first is damaged."""
+    owner, source = MemoryOwner(), random.Random(5)
+    (tmp_path / "from").mkdir()
+    (tmp_path / "to").mkdir()
+    paths = [tmp_path / "from" / name for name in ("a", "b")]
+    paths[0].write_bytes(bytes(source.choices(b"abcd", k=3 * MIB)) + source.randbytes(6 * MIB))
+    paths[1].write_bytes(source.randbytes(MIB + 77))
+    plan = plan_for(1, pack_bytes=32 * MIB)
+    with Engine(plan, owner, inline=True) as engine:
+        results = write_all(engine, items_of(paths))
+    (pack,) = owner.stored_packs
+    blobs = []
+    for path, (content, _) in results.items():
+        offset = 0
+        for at in range(0, len(content), 36):
+            record = owner.chunks[content[at : at + 32]][1]
+            blobs.append((record, (Target(os.fsencode(path.name), offset),)))
+            offset += record.plain_bytes
+        (tmp_path / "to" / path.name).touch()
+    victim, ((_, lost_at, *_),) = blobs[len(blobs) // 2]
+    damaged = bytearray(owner.packs[pack.pack_id])
+    damaged[victim.offset + 3] ^= 0x10
+    owner.packs[pack.pack_id] = bytes(damaged)
+    request = RangeRead(pack.pack_id, pack.pack_set, pack.key_id, 0, min(pack.length_bytes, 8 * MIB), tuple(blobs))
+    with Engine(replace(plan, target_root=os.fsencode(tmp_path / "to")), owner, inline=False) as engine:
+        (opened,) = engine.read([request])
+    assert [index for index, _ in opened.errors] == [len(blobs) // 2]
+    assert opened.unwritten == ()
+    for path in paths:
+        expected = bytearray(path.read_bytes())
+        if path is paths[0]:
+            expected[lost_at : lost_at + victim.plain_bytes] = bytes(victim.plain_bytes)
+        assert (tmp_path / "to" / path.name).read_bytes() == expected
 
 
 def test_a_flipped_byte_is_named_and_the_other_blobs_still_open(tree: list[Path], tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_a_check_of_garbage_says_so() -> None:
     from tests.engine.owner import plan_for
     from workers.opening import Opener
 
-    opener = Opener(plan_for(1))
+    opener = Opener(plan_for(1), memoryview(bytearray(1 << 20)))
     for data in (b"", b"x" * 63, random.Random(1).randbytes(5000)):
         errors, digest = opener.check_pack(Check(1, 0, len(data), ID, 1, KEY_ID), memoryview(data))
         assert errors

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
+import mmap
 import os
 import random
 import stat
@@ -15,7 +17,7 @@ import pytest
 from tests.trees import assert_same_tree, build_nasty_tree, is_root, tree_facts
 from workers import targets
 from workers.attributes import Attributes, read_xattrs_at
-from workers.targets import OPEN_DIRECTORIES, TEMPORARY_PREFIX, TargetTree, UnsafeTarget
+from workers.targets import BLOCK_BYTES, OPEN_DIRECTORIES, TEMPORARY_PREFIX, TargetTree, UnsafeTarget
 
 HERE = Attributes(0o644, os.getuid(), os.getgid(), 1_000_000_000_000_000_001)
 
@@ -297,6 +299,41 @@ def test_parts_in_any_order_make_the_file_and_zero_blocks_stay_holes(root: Path,
             tree.write_part(name, start, memoryview(content)[start:end], sparse=sparse)
         assert tree.finish_file(path, name, len(content), HERE) == []
         assert (root / os.fsdecode(path)).read_bytes() == content
+
+
+@pytest.mark.parametrize("takes_direct", [True, False])
+def test_long_parts_past_the_page_cache_leave_their_neighbours_alone(
+    root: Path, tree: TargetTree, monkeypatch: pytest.MonkeyPatch, takes_direct: bool
+) -> None:
+    """Parts that meet within a block, written in any order, past the page cache and through it."""
+    pwrite, direct_writes = os.pwrite, []
+
+    def observed(fd: int, data: memoryview, offset: int) -> int:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            direct_writes.append(len(data))
+            if not takes_direct:
+                raise OSError(errno.EINVAL, "Invalid argument")
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", observed)
+    source = random.Random(takes_direct)
+    content = source.randbytes(24 << 20)
+    cuts = [0, 5_000_001, 5_000_101, 12_000_000, (20 << 20) - 1, 20 << 20, len(content)]
+    parts = list(itertools.pairwise(cuts))
+    source.shuffle(parts)
+    name = tree.begin_file(b"x", replace=False)
+    with mmap.mmap(-1, 16 << 20) as memory, memoryview(memory) as pages:
+        for start, end in parts:
+            at = start % BLOCK_BYTES
+            pages[at : at + end - start] = content[start:end]
+            with pages[at : at + end - start] as part:
+                tree.write_aligned_part(name, start, part)
+    tree.finish_file(b"x", name, len(content), HERE)
+    assert (root / "x").read_bytes() == content
+    if takes_direct:  # not every file system does, but those of tests do
+        assert sum(direct_writes) > 20 << 20
+    else:
+        assert len(direct_writes) == 1
 
 
 @pytest.mark.parametrize("length_bytes", [0, 1, 4095, 4096, 4097, (1 << 20) + 17])
