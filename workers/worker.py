@@ -31,6 +31,7 @@ from workers.messages import (
 from workers.plan import EnginePlan
 from workers.ring import Ring
 
+GC_THRESHOLD = 200_000  # what a job makes is gone when it ends; nothing of it is a cycle
 PLAN_LIMIT_BYTES = 1 << 17
 
 
@@ -87,6 +88,7 @@ def main(link_fileno: int, ring_fileno: int) -> None:
         return  # the parent was gone before it had said anything
     plan: EnginePlan = pickle.loads(packet)  # noqa: S301  the parent is this program
     gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
     with link, Ring(plan, ring_fileno) as ring:
         try:
             _serve(plan, SocketPort(link, ring))

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import gc
 import io
 import os
 import re
@@ -70,6 +71,8 @@ COMMANDS = (
     "config",
     "version",
 )
+
+GC_THRESHOLD = 200_000
 
 # What a shell reports for a program that SIGPIPE killed: nobody reads on, which is no failure of ours.
 EXIT_BROKEN_PIPE = 141
@@ -292,6 +295,9 @@ def _complaint(exc: DocoptExit, words: list[str], grammar: str) -> str:
 
 
 def _prepare_process() -> None:
+    # A backup has tens of thousands of small tuples in flight and makes no cycles of them: looking for cycles as often
+    # as Python does by itself took a tenth of its time.
+    gc.set_threshold(GC_THRESHOLD)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _terminate)
