@@ -16,7 +16,7 @@ from workers.objects import Header, ObjectType, PackSet
 from workers.packs import HASH_SHA256, TRAILER_BYTES, BlobRecord, PackReader, Trailer, check_pack_ends, iter_records
 from workers.plan import EnginePlan
 from workers.sealing import TAG_BYTES
-from workers.targets import BLOCK_BYTES, TargetTree, UnsafeTarget
+from workers.targets import BLOCK_BYTES, DIRECT_FROM_BYTES, TargetTree, UnsafeTarget
 
 OPEN_PACKS = 32
 CATALOG_BLOB_LIMIT_BYTES = 16 << 20  # a leaf or node is far smaller; memory is touched only as far as it is used
@@ -147,12 +147,12 @@ class Opener:
             except (SealBroken, FormatNewer) as exc:
                 errors.append((index, str(exc)))
                 continue
-            if room is not None:
+            if room is not None and not targets[0].whole:
                 self._run.take(index, len(plain))
                 continue
             for number, target in enumerate(targets):
                 try:
-                    warnings += self._write(target, plain)
+                    warnings += self._write(target, plain, aligned=room is not None)
                 except (UnsafeTarget, OSError) as exc:
                     unwritten.append((index, number, _reason(exc)))
         self._write_run(unwritten)
@@ -200,8 +200,8 @@ class Opener:
     def _room(
         self, record: BlobRecord, targets: tuple[Target, ...], unwritten: list[tuple[int, int, str]]
     ) -> memoryview | None:
-        """Where a chunk that is a part of one file goes, beside its neighbours; None for any other."""
-        if len(targets) != 1 or targets[0].whole is not None or targets[0].sparse:
+        """Where a chunk goes that may be written past the page cache: a part of one file, or a file of some size."""
+        if len(targets) != 1 or targets[0].sparse or (targets[0].whole and record.plain_bytes < DIRECT_FROM_BYTES):
             return None
         room = self._run.room(targets[0], record.plain_bytes)
         if room is None:
@@ -218,10 +218,12 @@ class Opener:
                 unwritten += [(index, 0, _reason(exc)) for index in run.blobs]
             run.clear()
 
-    def _write(self, target: Target, plain: memoryview) -> list[str]:
-        tree = self._targets()
-        if target.whole is not None:
-            return tree.write_whole(target.path, plain, target.whole, sparse=target.sparse, replace=target.replace)
+    def _write(self, target: Target, plain: memoryview, *, aligned: bool) -> list[str]:
+        tree, whole = self._targets(), target.whole
+        if whole is not None:
+            return tree.write_whole(
+                target.path, plain, whole, sparse=target.sparse, aligned=aligned, replace=target.replace
+            )
         tree.write_part(target.path, target.offset, plain, sparse=target.sparse)
         return []
 

@@ -24,7 +24,8 @@ from workers.packs import BlobRecord
 from workers.plan import READ_BLOBS, READ_RANGE_BYTES
 
 GAP_BYTES = 256 << 10
-PLAN_REFERENCES = 16_384
+PLAN_FIRST_REFERENCES = 512  # workers wait for the first plan, and meanwhile for every other: none takes long
+PLAN_REFERENCES = 4096
 MESSAGE_COST_BYTES = 40_000
 CATALOG_CACHE_PACKS = 3
 
@@ -131,8 +132,9 @@ def plan_reads(
     wanted: Iterable[Wanted], manifest: Manifest, missing: Callable[[bytes, Target | None], None]
 ) -> Iterator[RangeRead]:
     """Ranges that bring every wanted chunk; `missing` is called for one that no pack holds."""
-    source = iter(wanted)
-    while window := list(islice(source, PLAN_REFERENCES)):
+    source, references = iter(wanted), PLAN_FIRST_REFERENCES
+    while window := list(islice(source, references)):
+        references = min(2 * references, PLAN_REFERENCES)
         targets: dict[bytes, list[Target]] = {}
         for chunk_id, _, target in window:
             mine = targets.setdefault(chunk_id, [])
