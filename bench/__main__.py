@@ -65,10 +65,7 @@ class Bench:
         return chunkers.run(sizes_mib=(1,) if self.quick else chunkers.SIZES_MIB, least_s=self.least_s)
 
     def pipeline(self) -> Table:
-        sink_bytes = MIB if self.quick else 2048 * MIB
-        return pipeline.run(
-            self.trees(*self.tree_names), self.work, repeats=self.repeats, least_s=self.least_s, sink_bytes=sink_bytes
-        )
+        return pipeline.run(self.trees(*self.tree_names), self.work, repeats=self.repeats, least_s=self.least_s)
 
     def keys(self) -> Table:
         return keys.run(self.work, least_s=self.least_s)

@@ -18,7 +18,7 @@ def run(trees: Iterable[Tree], work: Path, *, repeats: int, levels: Sequence[int
     for tree in trees:
         runs: dict[int, list[Run]] = {level: [] for level in levels}
         stored_bytes: dict[int, int] = {}
-        warm(tree)
+        warm(tree.root)
         for counts in passes(repeats):
             for level in levels:
                 one, stored_bytes[level] = _measure(tree, work, level)

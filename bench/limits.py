@@ -4,12 +4,13 @@
     restore  CPU = read the packs + (open + decompress + SHA-256) of the new bytes + write all files
     verify   CPU = read the packs + xxh3 of them + (open + decompress + SHA-256) of the new bytes
 
-    limit    = max(CPU / cores, packs / sink speed) for a backup, CPU / cores for the others
+    limit    = max(CPU / cores, bytes to the sink / sink speed); a backup's packs go there, and a restore's larger files
 
 A sample is made of whole small files and 16 MiB windows of larger ones, every n-th by size, so that the cost of small
 calls is in it. `prove` is the decompression and the two checksums by which the program checks every frame it makes.
 The sink is this disk, written to by the local provider itself: O_DIRECT from page-aligned memory, fsync, rename;
-it works beside the CPUs. Files are written through the page cache, as restore does. Nothing is counted for starting
+it works beside the CPUs. It is measured right after the runs, with as many bytes, because disks have bursts of their
+own. Files are written as restore does it, the larger ones past the page cache. Nothing is counted for starting
 processes, walking, questions to the manifest, catalogs and commits: what the program loses there, the efficiency shows.
 """
 
@@ -34,9 +35,11 @@ from workers.chunking import Chunker, ChunkerSpec
 from workers.compression import Compressor, Decompressor
 from workers.plan import UPLOAD_THREADS, WINDOW_BYTES
 from workers.sealing import TAG_BYTES, Cipher
+from workers.targets import DirectWrites
 
 SAMPLE_BYTES = 128 * MIB
 NONCE = bytes(12)
+PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,15 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """What a backup did, by its own account and by its repository: all bytes, those that were new, those stored."""
+    """What a backup did, by its own account and by its repository: all bytes, those that were new, those stored.
+
+    `past_cache_bytes` are in files that a restore writes past the page cache.
+    """
 
     content_bytes: int
     new_bytes: int
     packs_bytes: int
+    past_cache_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +113,9 @@ class Speeds:
         }
         return Limit(parts, packs / sink_bytes_per_s, cores)
 
-    def restore(self, amounts: Amounts, cores: int) -> Limit:
+    def restore(self, amounts: Amounts, sink_bytes_per_s: float, cores: int) -> Limit:
         parts = self._opening(amounts) | {"write": self.write * amounts.content_bytes}
-        return Limit(parts, 0.0, cores)
+        return Limit(parts, amounts.past_cache_bytes / sink_bytes_per_s, cores)
 
     def verify(self, amounts: Amounts, cores: int) -> Limit:
         return Limit(self._opening(amounts) | {"xxh3": self.digest * amounts.packs_bytes}, 0.0, cores)
@@ -158,8 +165,7 @@ class _Bench:
         self._decompressor = Decompressor()
         self._cipher = Cipher(os.urandom(32))
         self._length_bytes = sum(piece.length_bytes for piece in pieces)
-        self._memory = mapped(self._length_bytes)
-        self._places = _slices(self._memory, [piece.length_bytes for piece in pieces])
+        self._places = _in_pages([piece.length_bytes for piece in pieces])
 
     def speeds(self) -> Speeds:
         read = self._per_byte(self._read)
@@ -189,13 +195,13 @@ class _Bench:
         return seconds_of(action, least_s=self._least_s) / (of_bytes or self._length_bytes)
 
     def _write_per_byte(self) -> float:
-        """The same for writing, which needs a clean start each time."""
+        """CPU seconds for writing, which needs a clean start each time."""
         samples = []
         for _ in range(4):
             self._clear()
-            started_s = time.perf_counter()
+            started_s = time.process_time()
             self._write(self._places)
-            samples.append(time.perf_counter() - started_s)
+            samples.append(time.process_time() - started_s)
         self._clear()
         return statistics.median(samples[1:]) / self._length_bytes
 
@@ -239,16 +245,18 @@ class _Bench:
     def _write(self, contents: list[memoryview]) -> None:
         """Small files are made one by one, in folders of 256; windows go into one large file, one behind the other."""
         folder, large_bytes, last = self._work / "written", 0, -1
+        direct = DirectWrites()
         folder.mkdir(parents=True)
         large_fd = os.open(folder / "large", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
         for number, (piece, content) in enumerate(zip(self._pieces, contents, strict=True)):
             if not piece.whole:
-                large_bytes += os.pwrite(large_fd, content, large_bytes)
+                direct.write(large_fd, content, large_bytes)
+                large_bytes += WINDOW_BYTES
                 continue
             if number // 256 != last:
                 last = number // 256
                 (folder / str(last)).mkdir()
-            _create(f"{folder}/{last}/{number}", content)
+            _create(f"{folder}/{last}/{number}", content, direct)
         os.close(large_fd)
 
     def _clear(self) -> None:
@@ -257,10 +265,10 @@ class _Bench:
         os.sync()
 
 
-def _create(path: str, content: memoryview) -> None:
+def _create(path: str, content: memoryview, direct: DirectWrites) -> None:
     """What restore does for a small file."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    os.pwrite(fd, content, 0)
+    direct.write(fd, content, 0)
     os.fchmod(fd, 0o644)
     os.utime(fd, ns=(1_600_000_000_000_000_000, 1_600_000_000_000_000_000))
     os.close(fd)
@@ -277,6 +285,16 @@ def _read_whole(path: Path, room: memoryview) -> None:
 def _each(stage: Callable[[memoryview], object], chunks: list[memoryview]) -> None:
     for chunk in chunks:
         stage(chunk)
+
+
+def _in_pages(lengths: list[int]) -> list[memoryview]:
+    """Mapped memory, each piece from a page of its own."""
+    memory = mapped(sum(-(-length_bytes // PAGE_BYTES) * PAGE_BYTES for length_bytes in lengths))
+    pieces, at = [], 0
+    for length_bytes in lengths:
+        pieces.append(memory[at : at + length_bytes])
+        at += -(-length_bytes // PAGE_BYTES) * PAGE_BYTES
+    return pieces
 
 
 def _slices(memory: memoryview, lengths: list[int]) -> list[memoryview]:

@@ -11,27 +11,26 @@ from bench.limits import Amounts, Limit, Speeds, measure_speeds, sink_speed
 from bench.measure import MIB, Run, Spread, passes, set_aside, settle, told_noise, told_passes
 from bench.programs import Enigma, check_restored
 from bench.tables import Row, Table, figure
-from bench.trees import Tree, warm
+from bench.trees import Tree, regular_files, warm
 from enigma.config import ChunkStrategy, Compression
 from enigma.repository.repository import PACK_TARGETS
+from workers.targets import DIRECT_FROM_BYTES
 
 OPERATIONS = ("backup", "unchanged", "restore", "verify")
 PACK_BYTES = PACK_TARGETS[0][1]
 
 
-def run(
-    trees: Iterable[Tree], work: Path, *, repeats: int, least_s: float = 0.2, sink_bytes: int = 2048 * MIB
-) -> Table:
+def run(trees: Iterable[Tree], work: Path, *, repeats: int, least_s: float = 0.2) -> Table:
     table = Table("pipeline", f"the program over whole trees; {told_passes(repeats)}")
     cores = len(os.sched_getaffinity(0))
-    sink = sink_speed(work, PACK_BYTES, total_bytes=sink_bytes)
-    table.notes.append(f"sink: {sink / 1e6:.0f} MB/s; limit and parts are explained in bench/limits.py")
+    table.notes.append("limits, their parts and the sinks (this disk, per tree) are explained in bench/limits.py")
     for tree in trees:
         file_cost_s = settle(work, files=tree.files)
         runs, amounts = _measure(tree, work, repeats)
         speeds = measure_speeds(
             tree, work, level=Compression().level, target_bytes=ChunkStrategy().target_bytes, least_s=least_s
         )
+        sink = sink_speed(work, PACK_BYTES, total_bytes=amounts.packs_bytes)
         limits = _limits(speeds, amounts, sink, cores)
         for operation in OPERATIONS:
             table.rows.append(_row(tree, operation, runs[operation], limits.get(operation)))
@@ -39,7 +38,7 @@ def run(
         table.notes += [f"limit of {tree.name} {operation}: {limit.text()}" for operation, limit in limits.items()]
         table.notes.append(
             f"{tree.name}: {tree.files} files, {tree.length_bytes / 1e6:.0f} MB, {amounts.new_bytes / 1e6:.0f} MB new, "
-            f"{amounts.packs_bytes / 1e6:.0f} MB stored; making an empty file took {file_cost_s * 1e6:.0f} us before"
+            f"{amounts.packs_bytes / 1e6:.0f} MB stored; sink {sink / 1e6:.0f} MB/s; making an empty file took {file_cost_s * 1e6:.0f} us before"
         )
     return table
 
@@ -47,17 +46,19 @@ def run(
 def _measure(tree: Tree, work: Path, repeats: int) -> tuple[dict[str, list[Run]], Amounts]:
     """Every operation in turn, on a fresh repository each time; the first pass warms up and checks the result."""
     runs: dict[str, list[Run]] = defaultdict(list)
-    amounts = Amounts(0, 0, 0)
-    warm(tree)
+    amounts = Amounts(0, 0, 0, 0)
     for counts in passes(repeats):
         program = Enigma(work / "enigma")
         target = work / "restored"
         program.init()
         target.mkdir()
         try:
+            warm(tree.root)
             backup = program.backup(tree)
             amounts = _amounts(program, tree)
-            pass_runs = (backup, program.backup(tree), program.restore(target), program.verify())
+            unchanged = program.backup(tree)
+            warm(program.store)
+            pass_runs = (backup, unchanged, program.restore(target), program.verify())
             if not counts or repeats == 0:
                 check_restored(tree, target)
         finally:
@@ -70,13 +71,15 @@ def _measure(tree: Tree, work: Path, repeats: int) -> tuple[dict[str, list[Run]]
 
 
 def _amounts(program: Enigma, tree: Tree) -> Amounts:
-    return Amounts(tree.length_bytes, program.last["snapshot"]["new_bytes"], program.stored_bytes())
+    sizes = [os.path.getsize(path) for path in regular_files(tree.root)]
+    past_cache_bytes = sum(size for size in sizes if size >= DIRECT_FROM_BYTES)
+    return Amounts(tree.length_bytes, program.last["snapshot"]["new_bytes"], program.stored_bytes(), past_cache_bytes)
 
 
 def _limits(speeds: Speeds, amounts: Amounts, sink: float, cores: int) -> dict[str, Limit]:
     return {
         "backup": speeds.backup(amounts, sink, cores),
-        "restore": speeds.restore(amounts, cores),
+        "restore": speeds.restore(amounts, sink, cores),
         "verify": speeds.verify(amounts, cores),
     }
 

@@ -30,7 +30,7 @@ def run(tree: Tree, changed: Tree, work: Path, *, repeats: int, targets_mib: Seq
     )
     results: dict[int, list[Result]] = {target_mib: [] for target_mib in targets_mib}
     for version in (tree, changed):
-        warm(version)
+        warm(version.root)
     for counts in passes(repeats):
         for target_mib in targets_mib:
             result = _measure(tree, changed, work, target_mib)

@@ -30,7 +30,7 @@ class Sizes:
     """How much of each tree."""
 
     large_files: int = 2
-    large_file_bytes: int = 1024 * MIB
+    large_file_bytes: int = 2048 * MIB
     text_bytes: int = 512 * MIB
     small_files: int = 66_000
     small_bytes: int = 1100 * MIB
@@ -88,10 +88,10 @@ def regular_files(root: Path) -> Iterator[str]:
                 yield path
 
 
-def warm(tree: Tree) -> None:
-    """Read the whole tree once, so that it lies in the page cache."""
+def warm(root: Path) -> None:
+    """Read everything below once, so that it lies in the page cache: one program leaves it there, another drops it."""
     room = memoryview(bytearray(MIB))
-    for path in regular_files(tree.root):
+    for path in regular_files(root):
         with open(path, "rb", buffering=0) as file:
             while file.readinto(room):
                 pass

@@ -35,8 +35,8 @@ The passphrase may also be in ENIGMA_PASSPHRASE; if nothing gives it, a terminal
 from __future__ import annotations
 
 import difflib
-import importlib
 import gc
+import importlib
 import io
 import os
 import re

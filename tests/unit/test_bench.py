@@ -180,15 +180,17 @@ def test_only_folders_of_few_files_are_deleted_at_once(tmp_path: Path) -> None:
 
 def test_the_limit_is_the_slower_of_cpu_and_sink() -> None:
     speeds = Speeds(**dict.fromkeys(Speeds.__slots__, 1e-9))
-    amounts = Amounts(content_bytes=10**9, new_bytes=10**9, packs_bytes=10**9)
+    amounts = Amounts(content_bytes=10**9, new_bytes=10**9, packs_bytes=10**9, past_cache_bytes=10**9)
     limit = speeds.backup(amounts, sink_bytes_per_s=1e9, cores=2)
     assert limit.seconds == pytest.approx(3.5)
     assert speeds.backup(amounts, sink_bytes_per_s=1e8, cores=2).seconds == pytest.approx(10)
+    assert speeds.restore(amounts, sink_bytes_per_s=1e9, cores=2).seconds == pytest.approx(2.5)
+    assert speeds.restore(amounts, sink_bytes_per_s=1e8, cores=2).seconds == pytest.approx(10)
 
 
 def test_known_chunks_cost_no_sealing() -> None:
     speeds = Speeds(**dict.fromkeys(Speeds.__slots__, 1e-9))
-    limit = speeds.backup(Amounts(10**9, 0, 0), sink_bytes_per_s=1e9, cores=1)
+    limit = speeds.backup(Amounts(10**9, 0, 0, 0), sink_bytes_per_s=1e9, cores=1)
     assert limit.seconds == pytest.approx(3)
     assert {name for name, part_s in limit.cpu_parts.items() if part_s} == {"read", "cut", "SHA-256"}
 
