@@ -80,15 +80,18 @@ class Ring:
 
 
 class FreeSlots:
-    """Slots the parent may hand out, and who waits for one, in order."""
+    """Slots the parent may hand out, and who waits for one, in order.
+
+    The one given back last goes first: its pages are mapped, and those of slots that are never needed stay untouched.
+    """
 
     def __init__(self, numbers: range) -> None:
-        self._free = deque(numbers)
+        self._free = list(numbers)
         self._waiting: deque[int] = deque()
         self.count = len(numbers)
 
     def take(self) -> int | None:
-        return self._free.popleft() if self._free else None
+        return self._free.pop() if self._free else None
 
     def give_back(self, number: int) -> None:
         self._free.append(number)
@@ -100,7 +103,7 @@ class FreeSlots:
         """(worker, slot) for as many of the waiting as there are free slots."""
         pairs = []
         while self._free and self._waiting:
-            pairs.append((self._waiting.popleft(), self._free.popleft()))
+            pairs.append((self._waiting.popleft(), self._free.pop()))
         return pairs
 
     @property
