@@ -6,7 +6,7 @@ Usage:
 Options:
   --repeats N       Counted repeats of everything that runs programs; one more is thrown away [default: 3].
   --tree NAME       Trees for `pipeline` and `peers`: large, text, small; may be repeated. Default: all.
-  --large-mib N     Size of each of the two files of the large tree [default: 1024].
+  --large-mib N     Size of each of the two files of the large tree [default: 3072].
   --text-mib N      Size of the text tree [default: 512].
   --small-files N   Files of the small tree [default: 66000].
   --mixed-mib N     Size of the tree that `targets` cuts [default: 1024].

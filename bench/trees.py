@@ -30,7 +30,7 @@ class Sizes:
     """How much of each tree."""
 
     large_files: int = 2
-    large_file_bytes: int = 1024 * MIB
+    large_file_bytes: int = 3072 * MIB
     text_bytes: int = 512 * MIB
     small_files: int = 66_000
     small_bytes: int = 1100 * MIB

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from enigma.model.ids import KeyId, ObjectId, PackId, ProviderId, SessionId
 from enigma.model.records import SnapshotRecord
@@ -50,8 +51,7 @@ class Pack:
     state: PackState
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(NamedTuple):
     """One copy of a chunk: bytes [offset, offset + stored_bytes) of a pack, and how to open them.
 
     `nonce`, `encoding`, `hash_algorithm` and `dictionary` as in the pack's table of contents (FORMAT.md, "Packs").
