@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -40,10 +40,14 @@ PROVIDER_TYPES: Mapping[str, ProviderType] = {
 
 @dataclass(frozen=True, slots=True)
 class ChunkStrategy:
-    """How new repositories cut files: content-defined around a target, or at fixed sizes."""
+    """How new repositories cut files: content-defined around a target, or at fixed sizes.
+
+    Where the file does not state it, a repository in use keeps its own.
+    """
 
     kind: Literal["Cdc", "Fixed"] = "Cdc"
     target_bytes: int = 1 << 20
+    stated: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,7 +510,7 @@ class _Reader:
             self._fail(at, "choose one of [enigma.chunk_strategy.Cdc] and [enigma.chunk_strategy.Fixed]")
         kind: Literal["Cdc", "Fixed"] = "Cdc" if "Cdc" in table else "Fixed"
         sizes = self._table(table[kind], (*at, kind), _CHUNK_STRATEGIES[kind])
-        return ChunkStrategy(kind, *sizes.values())
+        return replace(ChunkStrategy(kind, *sizes.values()), stated=True)
 
     def _s3_proxy(self, table: Any) -> S3ProxyConfig:
         found = self._table(table, ("s3_proxy",), _S3_PROXY, need=("access_key", "secret_key"))

@@ -98,6 +98,8 @@ def _spec(ctx: Context, args: Args) -> BackupSpec:
     if "-" in paths and not stream:
         raise UsageError("Standard input (-) can't be combined with other paths.")
     name = os.fsencode(args["--stdin-name"])
+    if stream and sys.stdin is None:
+        raise UsageError("Standard input is closed; pipe into it what is to be stored.")
     if stream and (b"/" in name or name in (b"", b".", b"..")):
         raise UsageError("--stdin-name must be a plain file name without slashes.")
     excludes = Excludes.from_options(
@@ -129,11 +131,10 @@ def read_stdin(into: memoryview) -> int:
 def _report(ctx: Context, repository: Repository, result: BackupResult) -> int:
     record = result.record
     seconds = record.duration_ns / 1e9
-    unchanged = record.file_count - result.read_files
     text = (
         f"snapshot {record.snapshot_id.hex()[:8]} saved: {record.file_count} files, "
         f"{format_bytes(record.content_bytes)}, in {format_duration(seconds)}\n"
-        f"  {result.read_files} files read, {max(unchanged, 0)} unchanged; "
+        f"  {result.read_files} files read, {result.inherited_files} unchanged; "
         f"{format_bytes(record.new_bytes)} new, {format_bytes(record.stored_bytes)} stored"
     )
     if record.unreadable_count:

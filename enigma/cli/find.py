@@ -12,9 +12,8 @@ The pattern is a shell pattern; without a slash it is compared with the last par
 from __future__ import annotations
 
 from enigma.cli.context import Args, Context
-from enigma.cli.opening import local_time, reading
+from enigma.cli.opening import found, local_time, reading
 from enigma.cli.output import path_text
-from enigma.errors import EXIT_DONE, EXIT_FAILED
 
 
 def run(ctx: Context, args: Args) -> int:
@@ -36,6 +35,4 @@ def run(ctx: Context, args: Args) -> int:
                     f"{name[:8]}  {entry.size:>14,}  {local_time(entry.mtime_ns)}  {ctx.output.name(entry.path)}",
                     {"snapshot": name, "path": path_text(entry.path), "size": entry.size, "mtime_ns": entry.mtime_ns},
                 )
-    if not count:
-        ctx.output.note("Nothing matches.")
-    return EXIT_DONE if count else EXIT_FAILED
+    return found(ctx, count)

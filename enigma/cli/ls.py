@@ -15,9 +15,8 @@ import os
 from typing import TYPE_CHECKING
 
 from enigma.cli.context import Args, Context
-from enigma.cli.opening import local_time, reading
+from enigma.cli.opening import found, local_time, reading
 from enigma.cli.output import path_text
-from enigma.errors import EXIT_DONE
 
 if TYPE_CHECKING:
     from enigma.model.entries import Entry
@@ -30,10 +29,12 @@ def run(ctx: Context, args: Args) -> int:
         snapshot = find_snapshot(repository.manifest, args["<snapshot>"])
         session.reading([snapshot.record.snapshot_id])
         selection = Selection.from_options(path=args["<path>"], globs=())
+        count = 0
         for entry in selected(repository, snapshot, selection):
+            count += 1
             name = ctx.output.name(entry.path or b".")
             ctx.output.result(_line(entry, name) if args["--long"] else name, _record(entry))
-    return EXIT_DONE
+    return found(ctx, count)
 
 
 def _line(entry: Entry, name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from enigma.errors import RepositoryNotFound
+from enigma.errors import EXIT_DONE, EXIT_FAILED, RepositoryNotFound
 
 if TYPE_CHECKING:
     from enigma.cli.context import Context
@@ -97,6 +97,13 @@ def snapshot_record(record: SnapshotRecord) -> dict[str, object]:
     }
 
 
+def found(ctx: Context, count: int) -> int:
+    """The exit status of a command that looked for something; says so if there is nothing."""
+    if not count:
+        ctx.output.note("Nothing matches.")
+    return EXIT_DONE if count else EXIT_FAILED
+
+
 def local_time(time_ns: int) -> str:
     """2026-03-01 14:05:09, in the machine's time zone."""
     from datetime import UTC, datetime
@@ -105,5 +112,5 @@ def local_time(time_ns: int) -> str:
 
 
 def _warn_of_problems(ctx: Context, session: Session) -> None:
-    for problem in session.refreshed.problems:
-        ctx.output.warn(problem)
+    for _, message in session.refreshed.problems:
+        ctx.output.warn(message)

@@ -11,7 +11,7 @@ Options:
   --overwrite WHEN    What to do with files that exist: always, if-newer, if-changed, never [default: always].
 
 `snapshot` is the beginning of an id, or `latest`. Every byte is checked before it is written. Ends with 1 if something
-could not be restored; the rest is.
+could not be restored (the rest is), or if nothing matches.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import os
 from typing import TYPE_CHECKING
 
 from enigma.cli.context import Args, Context
-from enigma.cli.opening import reading, unlocking
+from enigma.cli.opening import found, reading, unlocking
 from enigma.cli.output import ProgressBar, format_bytes, path_text
-from enigma.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from enigma.errors import EXIT_FAILED, UsageError
 
 if TYPE_CHECKING:
     from enigma.manifest import Snapshot
@@ -64,7 +64,7 @@ def run(ctx: Context, args: Args) -> int:
             "failed": [{"path": path_text(path), "message": why} for path, why in done.failed.items()],
         },
     )
-    return EXIT_FAILED if done.failed else EXIT_DONE
+    return EXIT_FAILED if done.failed else found(ctx, done.entries)
 
 
 ALONE = "alone"  # in a snapshot's extra facts: its only source is no directory
@@ -93,10 +93,12 @@ class _Watcher:
 def _list(ctx: Context, repository: Repository, snapshot: Snapshot, selection: Selection) -> int:
     from enigma.snapshots.selection import selected
 
+    count = 0
     for entry in selected(repository, snapshot, selection):
+        count += 1
         if entry.path:
             ctx.output.result(ctx.output.name(entry.path), {"path": path_text(entry.path), "size": entry.size})
-    return EXIT_DONE
+    return found(ctx, count)
 
 
 def _original_place(snapshot: Snapshot) -> bytes:

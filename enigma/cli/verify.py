@@ -84,6 +84,8 @@ def _subset(args: Args) -> Subset | None:
     text = args["--read-data-subset"]
     if text is None:
         return Subset() if args["--read-data"] else None
+    if args["--read-data"]:
+        raise UsageError("Give --read-data for all packs or --read-data-subset for a part of them, not both.")
     if match := re.fullmatch(r"(\d+)/(\d+)", text):
         number, parts = int(match[1]), int(match[2])
         if 1 <= number <= parts:

@@ -165,7 +165,9 @@ class LocalKeystore:
     def data_key(self, key_id: bytes) -> bytes:
         found = self._keys.get(KeyId(key_id)) if len(key_id) == KeyId.length_bytes else None
         if found is None:
-            raise KeyMissing(f"Data key {key_id.hex()} is in no keystore at hand; `enigma recover` looks for it.")
+            raise KeyMissing(
+                f"Data key {key_id.hex()} is in no keystore at hand, and no provider has a sound keys/data-{key_id.hex()}."
+            )
         return bytes(found[0])
 
     def key_ids(self) -> tuple[KeyId, ...]:

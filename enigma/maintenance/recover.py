@@ -44,9 +44,9 @@ class Recovered:
 
 def recover(repository: Repository, session: Session, observer: Observer) -> Recovered:
     """Complete the manifest of a repository whose keystore is in place; the session has refreshed the view."""
-    problems = list(session.refreshed.problems)
-    for problem in problems:
-        observer.problem("object", problem)
+    problems = [message for _, message in session.refreshed.problems]
+    for key, message in session.refreshed.problems:
+        observer.problem(key, message)
     reindexed = 0
     for pack_set in BACKUP_SETS:
         for packs in _batches(_unindexed(repository, pack_set, session.refreshed.entombed, observer, problems)):

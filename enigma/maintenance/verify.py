@@ -131,8 +131,8 @@ class _Verify:
         self._found = Findings()
 
     def run(self, snapshots: list[Snapshot], read_data: Subset | None, seed: int) -> Findings:
-        for problem in self._session.refreshed.problems:
-            self._problem("view", problem)
+        for key, message in self._session.refreshed.problems:
+            self._problem(key, message)
         self._check_markers()
         self._check_objects()
         self._check_packs_listed()

@@ -26,7 +26,7 @@ from enigma.repository.keycopies import may_be_buried, put_keys, sync_keys
 from enigma.repository.placing import Placer
 from enigma.repository.reading import BlobReader
 from enigma.repository.sessions import Session
-from enigma.repository.settings import newest_config
+from enigma.repository.settings import newest_config, put_config
 from enigma.repository.store import ObjectStore
 from enigma.repository.view import View
 from workers.chunking import ChunkerSpec
@@ -116,9 +116,13 @@ class Repository:
         self.manifest.drop_snapshot(snapshot.object_id)
 
     def rotate_key(self) -> KeyId:
-        """A new data key for new packs, safe at every provider before anything is sealed under it."""
+        """A new data key for new packs, safe at every provider before anything is sealed under it.
+
+        The configuration is stored once more, under the new key: a lost key must not take along what another one seals.
+        """
         key_id = self.keystore.rotate()
         put_keys(self.store, self.keystore)
+        put_config(self.store, self.newest_config())
         self.manifest.audit("key-rotate", str(key_id))
         return key_id
 

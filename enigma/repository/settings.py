@@ -51,8 +51,9 @@ def next_settings(
     """
     if has_snapshots:
         _check_unchanged(current, config, providers)
+    keeps_chunker = _same_chunker(current.chunker, config) or (has_snapshots and not config.chunk_strategy.stated)
     records = tuple(_provider(provider_id, one) for provider_id, one in providers.items())
-    chunker = current.chunker if _same_chunker(current.chunker, config) else _new_chunker(config)
+    chunker = current.chunker if keeps_chunker else _new_chunker(config)
     placement = _placement(config)
     if (records, chunker, placement) == (current.providers, current.chunker, current.placement):
         return None
@@ -68,7 +69,7 @@ def next_settings(
 
 
 def _check_unchanged(current: RepositoryConfig, config: Config, providers: Mapping[ProviderId, ProviderConfig]) -> None:
-    if not _same_chunker(current.chunker, config):
+    if config.chunk_strategy.stated and not _same_chunker(current.chunker, config):
         kind = "Cdc] target_size" if current.chunker.kind == CHUNKER_FASTCDC else "Fixed] size"
         raise ConfigError(
             "The chunker can't change once there are snapshots, or nothing would be recognised; set "

@@ -42,12 +42,12 @@ class GcFacts:
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """What a refresh found. `problems` are objects that could not be read, one sentence each."""
+    """What a refresh found. `problems` are objects that could not be read: (key, one sentence)."""
 
     gc: GcFacts
     fenced: frozenset[bytes]  # session ids
     entombed: frozenset[str]  # keys
-    problems: tuple[str, ...]
+    problems: tuple[tuple[str, str], ...]
 
 
 class View:
@@ -58,7 +58,7 @@ class View:
         self._manifest = manifest
         self._tombs: dict[str, TombRecord] = {}
         self._facts: dict[str, CondemnRecord | RescueRecord | SweptRecord] = {}
-        self._problems: list[str] = []
+        self._problems: list[tuple[str, str]] = []
 
     def refresh(self, *, list_packs: bool = True) -> Refreshed:
         """Bring the manifest up to date. Raises ProviderError if no provider answers."""
@@ -169,10 +169,11 @@ class View:
         self._manifest.mark_listing(pack_set, present)
 
     def _missed(self, key: str) -> None:
-        self._problems.append(
+        message = (
             f"Object {key} was here and is at no provider any more, and no tombstone says why; `enigma recover` "
             "rebuilds what can be rebuilt and accepts the rest."
         )
+        self._problems.append((key, message))
 
     def _try_get(self, key: str, kind: type[R]) -> R | None:
         """A record, or None with a problem noted. An object deleted since the listing is no problem."""
@@ -181,5 +182,5 @@ class View:
         except ObjectMissing:
             return None
         except (IntegrityError, FormatUnsupported, KeyringError) as exc:
-            self._problems.append(str(exc))
+            self._problems.append((key, str(exc) if key in str(exc) else f"Object {key}: {exc}"))
             return None

@@ -77,10 +77,11 @@ class BackupSpec:
 
 @dataclass(frozen=True, slots=True)
 class BackupResult:
-    """What a backup did. `read_files` were opened; the others were inherited."""
+    """What a backup did. `read_files` were opened; `inherited_files` were as in the parent; others are further links."""
 
     record: SnapshotRecord
     read_files: int
+    inherited_files: int
     data_packs: int
     warnings: int
 
@@ -99,6 +100,7 @@ class _Counts:
     entries: int = 0
     files: int = 0
     read_files: int = 0
+    inherited_files: int = 0
     content_bytes: int = 0
     new_bytes: int = 0
     unreadable: int = 0
@@ -168,7 +170,13 @@ class _Backup:
         self._drop_checkpoints()
         self._repository.manifest.audit("backup", record.snapshot_id.hex(), _summary(record))
         counts = self._counts
-        return BackupResult(record, counts.read_files, self._writer.data_pack_count, counts.unreadable + counts.changed)
+        return BackupResult(
+            record,
+            counts.read_files,
+            counts.inherited_files,
+            self._writer.data_pack_count,
+            counts.unreadable + counts.changed,
+        )
 
     # ---- items in
 
@@ -237,6 +245,7 @@ class _Backup:
             self._observer.read(facts.size, self._writer.new_bytes)
             content, depth = written.content, 0
         if tag.found is None:
+            self._counts.read_files += 1
             self._add(
                 self._maker.from_stream(
                     self._spec.stream_name, facts.size, content, depth, self._repository.clock.wall_ns()
@@ -273,6 +282,7 @@ class _Backup:
         if entry.kind == Kind.FILE:
             counts.files += 1
             counts.content_bytes += entry.size
+            counts.inherited_files += origin is not None
         self._observer.entry(entry.size if origin is not None else 0)
 
     def _unreadable(self, path: bytes, error: OSError) -> None:

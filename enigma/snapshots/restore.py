@@ -159,7 +159,7 @@ class _Restore:
         self._directories.append(entry)
 
     def _make_other(self, entry: Entry) -> None:
-        if self._is_further_link(entry) or not self._may_write(entry, self._there(entry)):
+        if not self._may_write(entry, self._there(entry)) or self._is_further_link(entry):
             return
         attributes = self._attributes(entry)
         if entry.kind not in STAT_TYPES:
@@ -172,7 +172,7 @@ class _Restore:
 
     def _file(self, entry: Entry) -> Iterator[Wanted]:
         there = self._there(entry)
-        if self._is_further_link(entry) or not self._may_write(entry, there):
+        if not self._may_write(entry, there) or self._is_further_link(entry):
             return
         replaces = there is not None
         attributes = self._attributes(entry)
@@ -222,7 +222,10 @@ class _Restore:
         return not skip
 
     def _is_further_link(self, entry: Entry) -> bool:
-        """Whether another name of this file was met before; then it is only linked, at the end."""
+        """Whether this run restores the file under another name already; then it is only linked, at the end.
+
+        Ask only for what may be written: a name that is left as it was has somebody else's content.
+        """
         if not entry.hard_link:
             return False
         first = self._first_names.setdefault(entry.hard_link, entry.path)
@@ -314,9 +317,8 @@ class _Restore:
             try:
                 if first in self._done.failed:
                     raise ObjectCorrupt("its first name could not be restored")
-                if self._may_write(entry, self._there(entry)):
-                    self._tree.make_hard_link(entry.path, first, replace=True)
-                    self._restored(entry)
+                self._tree.make_hard_link(entry.path, first, replace=True)
+                self._restored(entry)
             except (OSError, UnsafeTarget, EnigmaError) as exc:
                 self._fail(entry.path, exc)
 

@@ -255,16 +255,44 @@ def test_a_lost_data_key_costs_what_is_sealed_under_it(lost: Lost, tmp_path: Pat
     program.restores(first, lost.earlier, tmp_path / "target")
 
 
-@pytest.mark.parametrize("key", ["slot", "first data key"])
-def test_when_everything_hangs_on_a_lost_key_the_sentence_names_it(lost: Lost, tmp_path: Path, key: str) -> None:
-    """The configuration is sealed under the first data key, and what is in the slot opens all of them."""
+@pytest.mark.parametrize("how", ["flipped", "gone"])
+def test_with_the_first_data_key_lost_the_repository_still_opens(lost: Lost, tmp_path: Path, how: str) -> None:
+    """The configuration is sealed under every key that there has been; what only the lost one opens is named."""
     program = lost.machine(tmp_path)
-    victim = next((tmp_path / "store/keys").glob("slot-*")) if key == "slot" else tmp_path / "store" / lost.data_keys[0]
-    _flip(victim)
+    victim = tmp_path / "store" / lost.data_keys[0]
+    _flip(victim) if how == "flipped" else victim.unlink()
+    done = program.run("recover").expect(1)
+    assert "Traceback" not in done.stderr
+    assert lost.data_keys[0].rpartition("-")[2] in done.stderr
+    assert "snapshots/" in done.stderr
+    assert program.backup(lost.tree)["snapshot"]["complete"]
+    program.restores("latest", lost.tree, tmp_path / "target")
+
+
+def test_with_the_only_slot_lost_the_sentence_says_so(lost: Lost, tmp_path: Path) -> None:
+    """What is in the slot opens all the keys."""
+    program = lost.machine(tmp_path)
+    _flip(next((tmp_path / "store/keys").glob("slot-*")))
     done = program.run("recover")
     assert done.status in (1, 12), done.told()
-    said = done.sentence()
-    assert key == "slot" or victim.name.rpartition("-")[2] in said
+    done.sentence()
+
+
+@pytest.mark.parametrize("strategy", ["Fixed]\nsize = 131072", "Cdc]\ntarget_size = 65536"])
+def test_a_chunker_that_nobody_states_is_the_repositorys(tmp_path: Path, strategy: str) -> None:
+    program = Program(tmp_path / "home", passphrase=PASSPHRASE)
+    program.config.mkdir(parents=True)
+    (program.config / "enigma.toml").write_text(f"[enigma.chunk_strategy.{strategy}\n")
+    program.init()
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_bytes(random.Random(3).randbytes(1 << 20))
+    _settle()
+    program.backup(tmp_path / "tree")
+    shutil.copytree(program.store, tmp_path / "machine" / ".enigma" / "store")
+    recovered = Program(tmp_path / "machine", passphrase=program.passphrase)
+    recovered.run("recover").expect(0)
+    again = recovered.backup(tmp_path / "tree", "--force")
+    assert (again["snapshot"]["new_bytes"], again["data_packs"]) == (0, 0)
 
 
 def test_an_empty_place_is_no_repository(lost: Lost, tmp_path: Path) -> None:

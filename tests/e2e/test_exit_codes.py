@@ -148,12 +148,17 @@ def test_unusable_restore_target_is_1_and_named(program, data, tmp_path) -> None
         (("restore", "latest"), "target"),
         (("restore", "--overwrite", "perhaps", "latest", "/tmp/x"), "if-newer"),
         (("verify", "--read-data-subset", "3/2"), "3/2"),
+        (("verify", "--read-data", "--read-data-subset", "1/2"), "not both"),
         (("key", "turn"), ""),
         (("--passphrase", "a", "--passphrase-file", "b", "list"), "only one"),
     ],
 )
 def test_wrong_command_line_is_2(program, args, said) -> None:
     assert said in program.run(*args).expect(2).sentence()
+
+
+def test_closed_standard_input_is_2(program) -> None:
+    assert "closed" in program.run("backup", "-", prefix=("sh", "-c", 'exec "$@" <&-', "sh")).expect(2).sentence()
 
 
 @pytest.mark.parametrize(

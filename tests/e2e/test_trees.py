@@ -127,6 +127,36 @@ def test_with_never_only_what_is_not_there_is_made(program: Program, tmp_path: P
     assert stat.S_ISFIFO((target / "link").lstat().st_mode)
 
 
+@pytest.mark.parametrize("rule", ["never", "if-newer"])
+def test_what_is_left_as_it_was_is_no_first_name_of_a_hard_link(program: Program, tmp_path: Path, rule: str) -> None:
+    tree, target = tmp_path / "tree", tmp_path / "target"
+    tree.mkdir()
+    target.mkdir()
+    (tree / "a").write_text("stored")
+    for name in ("b", "c"):
+        os.link(tree / "a", tree / name)
+    program.backup(tree)
+    (target / "a").write_text("mine")
+    os.utime(target / "a", (4e9, 4e9))
+    program.run("restore", "--overwrite", rule, "latest", target).expect(0)
+    assert (target / "a").read_text() == "mine"
+    assert (target / "b").read_text() == "stored"
+    assert (target / "b").samefile(target / "c")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("restore", "--path", "nope", "latest"), ("restore", "--glob", "*.nope", "latest"), ("ls", "latest", "nope")],
+)
+def test_nothing_that_matches_is_said_and_is_1(program: Program, tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a").write_text("stored")
+    program.backup(tmp_path / "tree")
+    target = (tmp_path / "target",) if words[0] == "restore" else ()
+    for more in ((), ("--list",)) if target else ((),):
+        assert "Nothing matches." in program.run(*words, *target, *more).expect(1).stdout
+
+
 def test_a_directory_that_holds_something_is_not_removed_for_a_file(program: Program, tmp_path: Path) -> None:
     tree, target = tmp_path / "tree", tmp_path / "target"
     tree.mkdir()
