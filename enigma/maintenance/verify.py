@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,7 +45,7 @@ from enigma.repository.sessions import Session
 from enigma.repository.settings import CONFIG_COPIES
 from enigma.repository.store import read_marker
 from workers.errors import NEEDS_NEWER
-from workers.objects import ObjectType
+from workers.objects import Header, ObjectType
 from workers.owner import Checked, PackCheck
 
 RECORD_TYPES: dict[ObjectType, type[Record]] = {
@@ -161,10 +162,28 @@ class _Verify:
         for prefix in (names.CONFIGS, names.INDEXES, names.SNAPSHOTS, names.GC, names.FENCES, names.TOMBS):
             for key in sorted(store.list(prefix)):
                 self._check_object(key)
-        newest = self._repository.settings.generation
-        held = [key for key in store.list(names.CONFIGS) if names.generation_of(key) == newest]
-        if len(held) < CONFIG_COPIES:
-            self._problem(f"{names.CONFIGS}{newest:08d}", f"only {len(held)} of {CONFIG_COPIES} copies are left")
+        self._check_config_copies()
+
+    def _opens(self, key: str, data: bytes) -> bool:
+        try:
+            self._repository.store.open(key, data, RepositoryConfig)
+        except EnigmaError:
+            return False
+        return True
+
+    def _check_config_copies(self) -> None:
+        """Under every data key that seals the newest config at all, it lies there as often as it should."""
+        store, newest = self._repository.store, self._repository.settings.generation
+        held: Counter[bytes] = Counter()
+        for key in store.list(names.CONFIGS):
+            if names.generation_of(key) == newest:
+                copies = [data for _, data in store.copies(key) if isinstance(data, bytes)]
+                held.update({Header.decode(data).key_id for data in copies if self._opens(key, data)} or {b""})
+        if b"" in held:
+            return  # one is damaged, and named so already
+        for count in held.values():
+            if count < CONFIG_COPIES:
+                self._problem(f"{names.CONFIGS}{newest:08d}", f"only {count} of {CONFIG_COPIES} copies are left")
         for key, expected in self._repository.keystore.objects().items():
             self._check_copies(key, partial(hmac.compare_digest, expected))
 

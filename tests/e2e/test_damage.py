@@ -154,8 +154,9 @@ def _choose(
     }.items():
         (others[kind],) = (key for key in first - empty if key.startswith(prefix))
         (chosen[kind],) = (key for key in second - first if key.startswith(prefix))
-    for kind, prefix in {"fence": names.FENCES, "data key": "keys/data-", "config": names.CONFIGS}.items():
+    for kind, prefix in {"fence": names.FENCES, "data key": "keys/data-"}.items():
         chosen[kind], others[kind] = sorted(key for key in last if key.startswith(prefix))
+    chosen["config"], others["config"] = sorted(key for key in empty if key.startswith(names.CONFIGS))
     (others["tomb"],) = (key for key in third if key.startswith(names.TOMBS))
     (chosen["tomb"],) = (key for key in last - third if key.startswith(names.TOMBS))
     (chosen["slot"],) = (key for key in last if key.startswith("keys/slot-"))
