@@ -67,6 +67,7 @@ def open_repository(
         _check_not_rolled_back(repository)
         if settle:
             repository.bury_replaced_slots()
+            repository.complete_config()
         undo.pop_all()
         return repository
 

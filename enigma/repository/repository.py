@@ -26,7 +26,7 @@ from enigma.repository.keycopies import may_be_buried, put_keys, sync_keys
 from enigma.repository.placing import Placer
 from enigma.repository.reading import BlobReader
 from enigma.repository.sessions import Session
-from enigma.repository.settings import newest_config, put_config
+from enigma.repository.settings import CONFIG_COPIES, config_copies, newest_config, put_config
 from enigma.repository.store import ObjectStore
 from enigma.repository.view import View
 from workers.chunking import ChunkerSpec
@@ -153,6 +153,12 @@ class Repository:
                 if key not in buried:
                     self._entomb(key, bytes(16), "passphrase changed")
                 self.store.delete(key)
+
+    def complete_config(self) -> None:
+        """Put the fellow of a copy that has none: it was lost, or what put the pair was cut short."""
+        newest = self.newest_config()
+        if len(config_copies(self.store, newest.generation)) % CONFIG_COPIES:
+            self.store.put_everywhere(names.config_key(newest.generation, ObjectId.random()), newest)
 
     def _is_read(self, snapshot_id: bytes, by_other_than: bytes) -> bool:
         """Whether a session that lives, or may live, has declared to read this snapshot."""

@@ -136,6 +136,11 @@ def put_config(store: ObjectStore, record: RepositoryConfig) -> None:
         store.put_everywhere(names.config_key(record.generation, ObjectId.random()), record)
 
 
+def config_copies(store: ObjectStore, generation: int) -> list[str]:
+    """The keys under which a generation of the config lies."""
+    return [key for key in store.list(names.CONFIGS) if names.generation_of(key) == generation]
+
+
 def newest_config(store: ObjectStore) -> RepositoryConfig:
     """The highest generation that opens; ties go to the smaller id. Raises the reason if none opens.
 
