@@ -33,13 +33,12 @@ from bench.trees import Tree, regular_files
 from enigma.providers.local import LocalProvider
 from workers.chunking import Chunker, ChunkerSpec
 from workers.compression import Compressor, Decompressor
+from workers.direct import BLOCK_BYTES, DirectWrites
 from workers.plan import UPLOAD_THREADS, WINDOW_BYTES
 from workers.sealing import TAG_BYTES, Cipher
-from workers.targets import DirectWrites
 
 SAMPLE_BYTES = 128 * MIB
 NONCE = bytes(12)
-PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,11 +288,11 @@ def _each(stage: Callable[[memoryview], object], chunks: list[memoryview]) -> No
 
 def _in_pages(lengths: list[int]) -> list[memoryview]:
     """Mapped memory, each piece from a page of its own."""
-    memory = mapped(sum(-(-length_bytes // PAGE_BYTES) * PAGE_BYTES for length_bytes in lengths))
+    memory = mapped(sum(-(-length_bytes // BLOCK_BYTES) * BLOCK_BYTES for length_bytes in lengths))
     pieces, at = [], 0
     for length_bytes in lengths:
         pieces.append(memory[at : at + length_bytes])
-        at += -(-length_bytes // PAGE_BYTES) * PAGE_BYTES
+        at += -(-length_bytes // BLOCK_BYTES) * BLOCK_BYTES
     return pieces
 
 

@@ -14,7 +14,7 @@ from bench.tables import Row, Table, figure
 from bench.trees import Tree, regular_files, warm
 from enigma.config import ChunkStrategy, Compression
 from enigma.repository.repository import PACK_TARGETS
-from workers.targets import DIRECT_FROM_BYTES
+from workers.direct import DIRECT_FROM_BYTES
 
 OPERATIONS = ("backup", "unchanged", "restore", "verify")
 PACK_BYTES = PACK_TARGETS[0][1]

@@ -14,5 +14,6 @@ Follow the bytes of a backup, a file a step:
     sealer.py       compress, prove, seal into the open pack
     packs.py        a pack's bytes                        objects.py every other object's bytes
     opening.py      the way back                          targets.py, attributes.py  files as they were
+    direct.py       past the page cache
     owner.py        what the engine asks of its owner
 """

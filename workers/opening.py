@@ -10,13 +10,14 @@ import os
 from collections import OrderedDict
 
 from workers.compression import ENCODING_RAW, ENCODING_ZSTD, Decompressor
+from workers.direct import BLOCK_BYTES, DIRECT_FROM_BYTES
 from workers.errors import NEEDS_NEWER, FormatNewer, SealBroken
 from workers.messages import Check, Finish, Read, ReadDone, Target
 from workers.objects import Header, ObjectType, PackSet
 from workers.packs import HASH_SHA256, TRAILER_BYTES, BlobRecord, PackReader, Trailer, check_pack_ends, iter_records
 from workers.plan import EnginePlan
 from workers.sealing import TAG_BYTES
-from workers.targets import BLOCK_BYTES, DIRECT_FROM_BYTES, TargetTree, UnsafeTarget
+from workers.targets import TargetTree, UnsafeTarget
 
 OPEN_PACKS = 32
 CATALOG_BLOB_LIMIT_BYTES = 16 << 20  # a leaf or node is far smaller; memory is touched only as far as it is used

@@ -10,10 +10,8 @@ Every method raises UnsafeTarget for a path that is not plain and relative, and 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,12 +19,9 @@ from types import TracebackType
 from typing import Self
 
 from workers.attributes import Attributes, apply, apply_at
+from workers.direct import BLOCK_BYTES, DirectWrites, write_fully
 
 OPEN_DIRECTORIES = 128
-BLOCK_BYTES = 4096
-DIRECT_FROM_BYTES = 128 << 10
-DIRECT_TRIAL_BYTES = 16 << 20
-DIRECT_LEAST_BYTES_S = 200e6  # a disk that is slower than this alone gains by the page cache, which sorts its writes
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PART_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -303,60 +298,6 @@ class TargetTree:
             os.close(written[1])
 
 
-class DirectWrites:
-    """Writes past the page cache where that pays.
-
-    It takes a twentieth of the CPU time (on virtual machines, whose fresh pages are dear, it is also several times as
-    fast: 0.7 ms for 1 MiB, not 2.5), and what the user has cached stays cached. Once a file system refuses it, or a
-    disk is too slow to be waited for, everything goes through the page cache.
-    """
-
-    def __init__(self) -> None:
-        self._pays = True
-        self._bytes = 0
-        self._seconds = 0.0
-
-    def write(self, fd: int, plain: memoryview, offset: int) -> None:
-        """Memory that lies in its pages as the bytes lie in the file's blocks. Its ends, where others may be writing
-        into the same block, go through the page cache.
-        """
-        start = -offset % BLOCK_BYTES
-        end = start + (len(plain) - start) // BLOCK_BYTES * BLOCK_BYTES
-        if (
-            not self._pays
-            or end - start < DIRECT_FROM_BYTES
-            or not self._write_blocks(fd, plain[start:end], offset + start)
-        ):
-            _pwrite(fd, plain, offset)
-            return
-        _pwrite(fd, plain[:start], offset)
-        _pwrite(fd, plain[end:], offset + end)
-
-    def _write_blocks(self, fd: int, blocks: memoryview, offset: int) -> bool:
-        """False, with nothing lost, if this file system refuses."""
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-        started_s = time.monotonic()
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
-            _pwrite(fd, blocks, offset)
-        except OSError as exc:
-            if exc.errno != errno.EINVAL:
-                raise
-            self._pays = False
-            return False
-        finally:
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
-        self._note(len(blocks), time.monotonic() - started_s)
-        return True
-
-    def _note(self, length_bytes: int, duration_s: float) -> None:
-        self._bytes += length_bytes
-        self._seconds += duration_s
-        if self._bytes >= DIRECT_TRIAL_BYTES:
-            self._pays = self._bytes >= DIRECT_LEAST_BYTES_S * self._seconds
-            self._bytes, self._seconds = 0, 0.0
-
-
 def _temporary_name() -> bytes:
     return TEMPORARY_PREFIX + os.urandom(4).hex().encode()
 
@@ -374,13 +315,7 @@ def _check_component(name: bytes) -> None:
 def _write(fd: int, offset: int, plain: memoryview, *, sparse: bool) -> None:
     """All of it, at the offset; with `sparse` whole blocks of zeros are left out, and stay holes."""
     for start, end in _data_runs(offset, plain) if sparse else ((0, len(plain)),):
-        _pwrite(fd, plain[start:end], offset + start)
-
-
-def _pwrite(fd: int, plain: memoryview, offset: int) -> None:
-    at = 0
-    while at < len(plain):
-        at += os.pwrite(fd, plain[at:], offset + at)
+        write_fully(fd, plain[start:end], offset + start)
 
 
 def _data_runs(offset: int, plain: memoryview) -> list[tuple[int, int]]:

@@ -42,9 +42,7 @@ def _line(entry: Entry, name: str) -> str:
 
     from enigma.snapshots.selection import STAT_TYPES
 
-    known: dict[int, int] = {int(kind): bits for kind, bits in STAT_TYPES.items()}
-
-    mode = stat.filemode(known.get(entry.kind, 0) | entry.mode & 0o7777)
+    mode = stat.filemode(STAT_TYPES.get(entry.kind, 0) | entry.mode & 0o7777)
     owner = f"{entry.user or entry.uid}:{entry.group or entry.gid}"
     arrow = f" -> {path_text(entry.link)}" if entry.link else ""
     when = local_time(entry.mtime_ns)

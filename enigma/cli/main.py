@@ -296,7 +296,7 @@ def _complaint(exc: DocoptExit, words: list[str], grammar: str) -> str:
 
 def _prepare_process() -> None:
     # A backup has tens of thousands of small tuples in flight and makes no cycles of them: looking for cycles as often
-    # as Python does by itself took a tenth of its time.
+    # as Python does by itself took 1.5 % of the CPU time of one of 66,000 files (pairs of runs).
     gc.set_threshold(GC_THRESHOLD)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:

@@ -67,7 +67,6 @@ def run(ctx: Context, args: Args) -> int:
     return EXIT_FAILED if done.failed else found(ctx, done.entries)
 
 
-ALONE = "alone"  # in a snapshot's extra facts: its only source is no directory
 SHOW_EVERY_FILES = 128  # the bar looks at the clock this often, not for each of a million files
 SHOW_EVERY_BYTES = 16 << 20
 
@@ -103,6 +102,8 @@ def _list(ctx: Context, repository: Repository, snapshot: Snapshot, selection: S
 
 def _original_place(snapshot: Snapshot) -> bytes:
     """One directory was stored as itself; several paths, or one that is no directory, under what is above them."""
+    from enigma.model.records import ALONE
+
     record = snapshot.record
     if len(record.sources) != 1:
         return b"/"

@@ -98,6 +98,9 @@ class IndexRecord(Record, frozen=True):
     signature: bytes = b""
 
 
+ALONE = "alone"  # in the extra facts of a snapshot whose only source is no directory
+
+
 class SnapshotRecord(Record, frozen=True):
     """The commit point. `root` is the chunk id of the catalog's root node, `depth` the levels of nodes above leaves."""
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import mmap
 import os
 import re
@@ -26,6 +25,7 @@ from typing import Self, TypeVar
 from enigma.errors import AccessDenied, ObjectExists, ObjectMissing, ProviderError, ProviderFull, ProviderUnavailable
 from enigma.providers.base import ObjectInfo, Provider, Traits
 from enigma.providers.memory import RESERVED_FOLDER, check_key, check_offset, check_prefix, is_key
+from workers.direct import past_cache, write_fully
 
 DIRECT_BLOCK_BYTES = 4096  # the largest logical block of any disk, and so enough for every file system
 DIRECT_FROM_BYTES = 1 << 20
@@ -146,31 +146,19 @@ class LocalProvider(Provider):
     def _write(self, fd: int, data: memoryview) -> None:
         with data.cast("B") as source:
             if not self._suits_direct(source):
-                _write_fully(fd, source, 0)
+                write_fully(fd, source, 0)
                 return
             if not self._write_direct(fd, source):
-                _write_fully(fd, source, 0)
+                write_fully(fd, source, 0)
             os.ftruncate(fd, len(source))
 
     def _suits_direct(self, data: memoryview) -> bool:
         return self._takes_direct and len(data) >= DIRECT_FROM_BYTES and _address(data) % DIRECT_BLOCK_BYTES == 0
 
     def _write_direct(self, fd: int, data: memoryview) -> bool:
-        """Write `data`, padded with zeros to a whole block; False if this file system takes no O_DIRECT.
-
-        O_DIRECT is set after the open: an open that refuses it may leave an empty file behind.
-        """
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
-            _write_blocks(fd, data)
-        except OSError as exc:
-            if exc.errno != errno.EINVAL:
-                raise
-            self._takes_direct = False
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
-            return False
-        return True
+        """Write `data`, padded with zeros to a whole block; False if this file system takes no O_DIRECT."""
+        self._takes_direct = past_cache(fd, lambda: _write_blocks(fd, data))
+        return self._takes_direct
 
     def _publish(self, temp_path: str, key: str, if_absent: bool) -> None:
         folder, path = _folder_of(key), self._path(key)
@@ -343,18 +331,11 @@ def _write_blocks(fd: int, data: memoryview) -> None:
     rest_bytes = len(data) % DIRECT_BLOCK_BYTES
     whole_bytes = len(data) - rest_bytes
     with data[:whole_bytes] as whole:
-        _write_fully(fd, whole, 0)
+        write_fully(fd, whole, 0)
     if rest_bytes:
         with mmap.mmap(-1, DIRECT_BLOCK_BYTES) as bounce, memoryview(bounce) as block, data[whole_bytes:] as rest:
             block[:rest_bytes] = rest
-            _write_fully(fd, block, whole_bytes)
-
-
-def _write_fully(fd: int, data: memoryview, offset: int) -> None:
-    done_bytes = 0
-    while done_bytes < len(data):
-        with data[done_bytes:] as rest:
-            done_bytes += os.pwrite(fd, rest, offset + done_bytes)
+            write_fully(fd, block, whole_bytes)
 
 
 def _read_fully(fd: int, into: memoryview, offset: int) -> int:

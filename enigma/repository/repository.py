@@ -141,12 +141,13 @@ class Repository:
         Never the last way in: nothing is touched if our own slot was buried (another machine changed the passphrase,
         and its clock may be behind), and ours is read back from every provider before an older one goes.
         """
-        if may_be_buried(self.store, self.manifest, self.keystore.objects()):
+        ours = self.keystore.objects()
+        slots = [key for key in self.store.list(names.KEYS) if names.type_of(key) is ObjectType.SLOT]
+        others = [key for key in slots if key not in ours]
+        if not others or may_be_buried(self.store, self.manifest, ours):
             return
         buried = {tomb.key for tomb in self.manifest.tombstones().values()}
-        for key in self.store.list(names.KEYS):
-            if names.type_of(key) is not ObjectType.SLOT or key in self.keystore.objects():
-                continue
+        for key in others:
             copies = [data for _, data in self.store.copies(key) if isinstance(data, bytes)]
             if any(self.keystore.replaces(data) for data in copies):
                 put_keys(self.store, self.keystore)
@@ -156,9 +157,9 @@ class Repository:
 
     def complete_config(self) -> None:
         """Put the fellow of a copy that has none: it was lost, or what put the pair was cut short."""
-        newest = self.newest_config()
-        if len(config_copies(self.store, newest.generation)) % CONFIG_COPIES:
-            self.store.put_everywhere(names.config_key(newest.generation, ObjectId.random()), newest)
+        generation = self.settings.generation
+        if len(config_copies(self.store, generation)) % CONFIG_COPIES:
+            self.store.put_everywhere(names.config_key(generation, ObjectId.random()), self.settings)
 
     def _is_read(self, snapshot_id: bytes, by_other_than: bytes) -> bool:
         """Whether a session that lives, or may live, has declared to read this snapshot."""

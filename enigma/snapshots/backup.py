@@ -23,7 +23,7 @@ from enigma.errors import ProviderError
 from enigma.manifest import Snapshot
 from enigma.model.entries import CHUNK_REF_BYTES, Entry, Kind, chunk_refs
 from enigma.model.ids import SnapshotId
-from enigma.model.records import SnapshotRecord
+from enigma.model.records import ALONE, SnapshotRecord
 from enigma.repository.catalog import LIST_REFS, CatalogReader, CatalogWriter, ChunkListWriter, Origin, Root
 from enigma.repository.engine import running_engine
 from enigma.repository.heads import heads
@@ -345,7 +345,7 @@ class _Backup:
             description=spec.description,
             excludes=spec.exclude_texts,
             heads=heads(self._repository.manifest),
-            extra={"alone": True} if self._is_alone() else {},
+            extra={ALONE: True} if self._is_alone() else {},
         )
 
     def _is_alone(self) -> bool:

@@ -167,7 +167,7 @@ class _Restore:
         if entry.kind == Kind.SYMLINK:
             warnings = self._tree.make_symlink(entry.path, entry.link, attributes)
         else:
-            warnings = self._tree.make_special(entry.path, STAT_TYPES[Kind(entry.kind)], entry.rdev, attributes)
+            warnings = self._tree.make_special(entry.path, STAT_TYPES[entry.kind], entry.rdev, attributes)
         self._warn(entry.path, warnings)
 
     def _file(self, entry: Entry) -> Iterator[Wanted]:

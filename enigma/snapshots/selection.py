@@ -6,7 +6,7 @@ import fnmatch
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from enigma.errors import EnigmaError, SnapshotNotFound, UsageError
@@ -17,7 +17,7 @@ from enigma.repository.repository import Repository
 
 LATEST = "latest"
 
-STAT_TYPES = {
+STAT_TYPES: Mapping[int, int] = {
     Kind.FILE: stat.S_IFREG,
     Kind.DIRECTORY: stat.S_IFDIR,
     Kind.SYMLINK: stat.S_IFLNK,

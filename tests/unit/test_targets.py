@@ -17,7 +17,8 @@ import pytest
 from tests.trees import assert_same_tree, build_nasty_tree, is_root, tree_facts
 from workers import targets
 from workers.attributes import Attributes, read_xattrs_at
-from workers.targets import BLOCK_BYTES, OPEN_DIRECTORIES, TEMPORARY_PREFIX, TargetTree, UnsafeTarget
+from workers.direct import BLOCK_BYTES
+from workers.targets import OPEN_DIRECTORIES, TEMPORARY_PREFIX, TargetTree, UnsafeTarget
 
 HERE = Attributes(0o644, os.getuid(), os.getgid(), 1_000_000_000_000_000_001)
 
